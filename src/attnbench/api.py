@@ -1,0 +1,184 @@
+"""A sweep from Python; the command line is a dress over it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attnbench import backends, machine
+from attnbench.errors import RequestError
+from attnbench.executors.local import LocalExecutor
+from attnbench.grid import Grid, Spec, preset
+from attnbench.plan import Plan, make_plan
+from attnbench.progress import Display, display
+from attnbench.report import render
+from attnbench.request import DEFAULT_BUDGET_S, DEFAULT_TIMEOUT_S, Request, expand_backends, parse_device
+from attnbench.result import Result, load
+from attnbench.runner import sweep
+from attnbench.store import Header, Store, refuse_occupied
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a sweep; the finished cells are in `directory`."""
+
+    def __init__(self, directory: Path, done: int, cells: int) -> None:
+        super().__init__(f"interrupted after {done} of {cells} cells")
+        self.directory, self.done, self.cells = directory, done, cells
+
+
+def make_request(
+    grid: Grid | Spec | str | Mapping[str, Any] = "seed",
+    backends: Sequence[str] = (),  # noqa: A002 - the field's own word
+    *,
+    device: str | None = None,
+    budget_s: float | None = None,
+    **settings: Any,
+) -> Request:
+    """A request with every default filled in.
+
+    `grid` is a `Grid`, a preset's name, or a mapping of dimensions to values; `settings` are further fields of `Request`.
+
+    Raises:
+        RequestError: anything in it cannot be had.
+    """
+    spec = _spec(grid)
+    device = parse_device(device) if device else machine.best_device()
+    chosen = tuple(backends) or spec.backends
+    names = expand_backends(chosen)
+    sources = {name: source for name in names if (source := _backend_source(name))}
+    given = {"budget_s": budget_s if budget_s is not None else DEFAULT_BUDGET_S[device.split(":")[0]]} | settings
+    return Request(spec.grid, spec.name, names, sources, device, named=bool(chosen), **given)
+
+
+def _spec(grid: Grid | Spec | str | Mapping[str, Any]) -> Spec:
+    if isinstance(grid, str):
+        return preset(grid)
+    if isinstance(grid, Spec):
+        return grid
+    return Spec(grid if isinstance(grid, Grid) else Grid.from_dict(grid))
+
+
+def _backend_source(name: str) -> str | None:
+    return backends.source_of(name)
+
+
+def run(
+    grid: Grid | Spec | str | Mapping[str, Any] = "seed",
+    backends: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    passes: str = "backward",
+    protocol: str = "default",
+    budget_s: float | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    memory_limit_bytes: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = True,
+) -> Result:
+    """Measures every backend on every case of a grid, each cell in a worker process.
+
+    Args:
+        grid: a `Grid`, the name of a preset, or a mapping such as `{"seq_len": [256, 1024], "d_model": 64}`.
+        backends: names, `FILE.py:function`, or functions decorated by `attnbench.backend`; all that can run if empty.
+        device: `cpu`, `cuda` or `cuda:N`; the best one here if None.
+        passes: `backward` (forward too) or `forward` alone.
+        protocol: `default`, or `seed` for the procedure of the table attnbench began with.
+        budget_s: seconds to spend on samples of one cell.
+        timeout_s: seconds after which a cell is given up.
+        memory_limit_bytes: what a worker may hold, on CPU in all and on CUDA on the device.
+        seed: of the random inputs.
+        out: the run directory; a new one under `runs/` if None.
+        resume: go on with the run in `out`.
+        quiet: show no progress.
+
+    Raises:
+        RequestError: the request cannot be carried out as asked.
+        DiskFull: a record could not be written; the ones before it are safe.
+        Interrupted: Ctrl-C; the finished cells are safe.
+    """
+    request = make_request(
+        grid, backends, device=device, passes=passes, protocol=protocol, budget_s=budget_s, timeout_s=timeout_s,
+        memory_limit_bytes=memory_limit_bytes, seed=seed,
+    )  # fmt: skip
+    directory = Path(out) if out is not None else default_directory(request)
+    if resume:
+        return resume_run(directory, request, quiet=quiet)
+    return start_run(directory, request, quiet=quiet)
+
+
+def default_directory(request: Request) -> Path:
+    """runs/GRID-DEVICE-TIME."""
+    device = request.device.replace(":", "")
+    return Path("runs") / f"{request.name}-{device}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def start_run(directory: Path, request: Request, *, quiet: bool, layout: str = "full") -> Result:
+    """Plans and carries out a new run. Raises as `run` does."""
+    refuse_occupied(directory)
+    return _carry_out(request, lambda plan: Store.create(directory, _header(plan)), quiet, layout)
+
+
+def resume_run(directory: Path, request: Request | None, *, quiet: bool, layout: str = "full") -> Result:
+    """Goes on with the run in a directory; `request` (None: whatever it was) must be the one it was started with.
+
+    Raises:
+        RequestError: the request, the machine or its software is another; and as `run` does.
+    """
+    before = load(directory)
+    asked = Request.from_dict(before.header.request)
+    if request and (difference := asked.difference(request)):
+        raise RequestError(f"{directory} was started with another request: {difference}; give none to go on with it")
+    if difference := machine.difference(before.header.machine, machine.fingerprint()):
+        raise RequestError(f"{directory} was measured elsewhere: {difference}; a run goes on where it began, start a new one")
+    return _carry_out(asked, lambda _: Store.resume(directory), quiet, layout)
+
+
+def _header(plan: Plan) -> Header:
+    return Header(
+        run_id=uuid.uuid4().hex[:12],
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        request=plan.request.to_dict(),
+        machine=plan.machine,
+        attnbench=_version(),
+        cells=len(plan.cells),
+    )
+
+
+def _version() -> str:
+    from attnbench import __version__
+
+    return __version__
+
+
+def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: bool, layout: str) -> Result:
+    if os.environ.get("ATTNBENCH_WORKER"):
+        raise RequestError("attnbench.run was called while a worker imported your file; put the call under: if __name__ == '__main__'")
+    began = time.monotonic()
+    with LocalExecutor(request) as executor:
+        plan = make_plan(request, executor)
+        planned_s = time.monotonic() - began
+        with open_store(plan) as store:
+            shown: Display = display(plan, store.done, quiet=quiet)
+            try:
+                with shown:
+                    sweep(plan, executor, store, shown)
+            except KeyboardInterrupt:
+                executor.stop()
+                raise Interrupted(store.directory, len(store.records), len(plan.cells)) from None
+            seconds = {"planning": round(planned_s, 1), "whole": round(time.monotonic() - began, 1)}
+            if store.header.seconds:  # of a run that was interrupted, the time of all its parts
+                seconds = {key: round(value + store.header.seconds.get(key, 0), 1) for key, value in seconds.items()}
+            store.finish(replace(store.header, seconds=seconds))
+            result = Result(store.directory, store.header, store.records)
+            store.write("report.md", render(result, layout=layout))
+    return result
+
+

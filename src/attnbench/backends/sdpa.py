@@ -1,0 +1,113 @@
+"""`torch.nn.functional.scaled_dot_product_attention`, left to its own choice (`sdpa`) or pinned to one kernel family."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_efficient_attention, can_use_flash_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from attnbench.backends import Ask, Attention, Backend
+from attnbench.backends.written_out import torch_version
+from attnbench.case import Case
+
+PINNED = {
+    "sdpa-math": SDPBackend.MATH,
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+TORCH_SAYS = {
+    "sdpa-flash": can_use_flash_attention,
+    "sdpa-efficient": can_use_efficient_attention,
+    "sdpa-cudnn": can_use_cudnn_attention,
+}
+ON_CPU = ("sdpa", "sdpa-math", "sdpa-flash")
+
+
+def build(name: str, case: Case) -> Attention:
+    # is_causal aligns the mask to the top left; with unequal lengths a case means the bottom right.
+    aligned = case.seq_len == case.kv_len
+    mask = causal_lower_right(case.seq_len, case.kv_len) if case.causal and not aligned else None
+    grouped = case.heads != case.kv_heads
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(PINNED[name]) if name in PINNED else nullcontext():
+            return scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=case.causal and aligned, enable_gqa=grouped
+            )
+
+    return attention
+
+
+def unavailable(name: str, device: str) -> str | None:
+    if device == "cpu" and name not in ON_CPU:
+        return "needs a CUDA GPU"
+    return None
+
+
+def refuses(name: str, ask: Ask) -> str | None:
+    """Why SDPA does not take a case. On CUDA torch is asked, and answers in its own words."""
+    case = ask.case
+    if case.masked_rows and name != "sdpa-flash":
+        return f"SDPA promises nothing for queries that see no key, and {case.masked_rows} see none"
+    if ask.device == "cpu":
+        if case.precision == "tf32":
+            return "tf32 is a mode of CUDA's tensor cores"
+        if name == "sdpa-flash" and case.causal and case.seq_len != case.kv_len:
+            return "a causal mask over unequal lengths is materialised, which is no longer the flash kernel"
+        return None
+    if name not in TORCH_SAYS:
+        return None
+    if name == "sdpa-cudnn" and case.causal and case.seq_len != case.kv_len:
+        return "a causal mask over unequal lengths is not among the masks that torch hands to cuDNN"
+    return torch_refuses(name, ask)
+
+
+def torch_refuses(name: str, ask: Ask) -> str | None:
+    """The reason `can_use_*_attention` gives for tensors of the case's shape on the current GPU; None if it takes them."""
+    case, dtype = ask.case, getattr(torch, ask.case.dtype)
+    sizes = [(case.heads, case.seq_len), (case.kv_heads, case.kv_len), (case.kv_heads, case.kv_len)]
+    try:
+        q, k, v = (
+            torch.empty(case.batch, heads, length, case.d_model, dtype=dtype, device="cuda", requires_grad=ask.backward)
+            for heads, length in sizes
+        )
+    except torch.OutOfMemoryError:
+        return None  # not for want of support: running the cell tells where memory ends
+    causal = case.causal and case.seq_len == case.kv_len
+    params = SDPAParams(q, k, v, None, 0.0, causal, case.heads != case.kv_heads)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if TORCH_SAYS[name](params, True):
+            return None
+    words = [str(warning.message).split(" (Triggered internally")[0].strip() for warning in told]
+    return " ".join(words) or "torch takes another kernel for this case and does not say why"
+
+
+ABOUT = {
+    "sdpa": "scaled_dot_product_attention, the dispatcher's choice of kernel",
+    "sdpa-math": "SDPA pinned to its reference in tensor operations",
+    "sdpa-flash": "SDPA pinned to FlashAttention-2 (on CPU, to the flash kernel of ATen)",
+    "sdpa-efficient": "SDPA pinned to the memory-efficient kernels from xFormers",
+    "sdpa-cudnn": "SDPA pinned to cuDNN",
+}
+BACKENDS = {
+    name: Backend(
+        name,
+        about,
+        partial(build, name),
+        torch_version,
+        unavailable=partial(unavailable, name),
+        refuses=partial(refuses, name),
+        memory_model=name,
+        rehearsable=name == "sdpa-math",
+    )
+    for name, about in ABOUT.items()
+}

@@ -1,0 +1,241 @@
+"""The command line. Every command reads: make the request, carry it out, show what came of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from attnbench import api, machine
+from attnbench.case import DTYPES, PRECISIONS
+from attnbench.errors import RequestError
+from attnbench.executors.local import LocalExecutor
+from attnbench.grid import Grid, Spec, preset, presets, read_spec
+from attnbench.plan import describe, make_plan
+from attnbench.report import FORMATS, LAYOUTS, render
+from attnbench.request import DEFAULT_TIMEOUT_S, PASSES, PROTOCOLS, Request, expand_backends, parse_bytes, parse_device, parse_shard
+from attnbench.result import Result, load
+from attnbench.show import backends_text, plan_text
+from attnbench.store import DiskFull
+
+WRONG_REQUEST, INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Entry point. Whatever is wrong with a request ends in one line on standard error and exit code 2."""
+    try:
+        sys.exit(cli.main(standalone_mode=False, prog_name="attnbench"))
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except (click.ClickException, RequestError) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"attnbench: {' '.join(text.split())}", err=True)
+        sys.exit(WRONG_REQUEST)
+    except DiskFull as error:
+        click.echo(f"attnbench: {error}; the cells before it are safe: make room and go on with --resume", err=True)
+        sys.exit(WRONG_REQUEST)
+    except api.Interrupted as stop:
+        kept = f"{stop.done} of {stop.cells} cells are kept in {stop.directory}"
+        click.echo(f"attnbench: interrupted; {kept}; go on with: attnbench run --resume --out {stop.directory}", err=True)
+        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("attnbench: interrupted before any cell was measured", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has had enough of it
+        sys.exit(0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, no_args_is_help=False)
+@click.version_option(package_name="attnbench")
+def cli() -> None:
+    """Measures attention implementations: speed, memory, correctness and status, over a grid of shapes."""
+
+
+# --- options that several commands share ------------------------------------------------------------------------------
+
+_LISTS = {
+    "d_model": "Head dimensions, such as 16,32.",
+    "seq_len": "Numbers of queries.",
+    "batch": "Batch sizes.",
+    "heads": "Query heads.",
+    "kv_heads": "Key heads; fewer than --heads is grouped-query attention. Default: as many as heads.",
+    "kv_len": "Numbers of keys. Default: the same as seq_len.",
+    "dtype": f"Element types: {', '.join(DTYPES)}.",
+    "precision": f"Products of float32: {', '.join(PRECISIONS)}.",
+}
+
+
+def grid_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What to measure: a preset or a file, with any dimension replaced."""
+    options = [
+        click.option("--preset", "preset_name", metavar="NAME", help="A grid that ships with attnbench; default: seed."),
+        click.option("--spec", type=click.Path(path_type=Path), metavar="FILE.toml", help="A grid of your own."),
+        *(click.option(f"--{name.replace('_', '-')}", name, metavar="LIST", help=text) for name, text in _LISTS.items()),
+        click.option("--causal/--no-causal", "causal", default=None, help="With or without the causal mask."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How to measure it."""
+    options = [
+        click.option("--backend", "backend", multiple=True, metavar="NAME", help="A backend's name, all, FILE.py:function or package.module:function; repeatable. Default: all that can run."),
+        click.option("--pass", "passes", metavar="|".join(PASSES), help="Forward alone, or backward too (default)."),
+        click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: the best one here."),
+        click.option("--budget", type=float, metavar="SECONDS", help="Time to spend on samples of one cell."),
+        click.option("--timeout", type=float, metavar="SECONDS", help=f"Time after which a cell is given up; default: {DEFAULT_TIMEOUT_S:.0f}."),
+        click.option("--memory-limit", metavar="SIZE", help="What a worker may hold, such as 8GiB. Default on CPU: what is available, less a margin."),
+        click.option("--protocol", metavar="|".join(PROTOCOLS), help="How to time; seed repeats the first table's procedure."),
+        click.option("--seed", type=int, metavar="N", help="Seed of the random inputs; default: 0."),
+        click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the cases."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _spec_from(options: Mapping[str, Any]) -> Spec:
+    """The spec that the grid options ask for."""
+    if options["preset_name"] and options["spec"]:
+        raise RequestError("--preset and --spec were both given; one grid at a time")
+    spec = read_spec(options["spec"]) if options["spec"] else preset(options["preset_name"] or "seed")
+    changes: dict[str, Any] = {key: _values(options[key]) for key in _LISTS if options[key] is not None}
+    if options["causal"] is not None:
+        changes["causal"] = [options["causal"]]
+    return replace(spec, grid=spec.grid.but(changes, "command line")) if changes else spec
+
+
+def _values(text: str) -> list[int | str]:
+    return [int(part) if part.lstrip("-").isdecimal() else part for part in (part.strip() for part in text.split(","))]
+
+
+def _request_from(options: Mapping[str, Any]) -> Request:
+    given = {
+        "passes": options["passes"],
+        "protocol": options["protocol"],
+        "timeout_s": options["timeout"],
+        "seed": options["seed"],
+        "memory_limit_bytes": parse_bytes(options["memory_limit"]) if options["memory_limit"] is not None else None,
+        "shard": parse_shard(options["shard"]) if options["shard"] is not None else None,
+    }
+    return api.make_request(
+        _spec_from(options), options["backend"], device=options["device"], budget_s=options["budget"],
+        **{key: value for key, value in given.items() if value is not None},
+    )  # fmt: skip
+
+
+_NOT_THE_REQUEST = {"out", "resume", "executor", "quiet", "as_json", "layout"}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@grid_options
+@measuring_options
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory. Default: a new one under runs/.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--executor", metavar="local", default="local", help="Where workers run.")
+@click.option("--layout", metavar="|".join(LAYOUTS), default="full", help="Shape of report.md and of what is shown at the end.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run and its records as JSON.")
+def run(**options: Any) -> int:
+    """The sweep; with no arguments the seed's grid on the best device here."""
+    if options["executor"] != "local":
+        raise RequestError(f"executor {options['executor']!r} is not known; there is: local; for many machines see --shard")
+    _check_layout(options)
+    quiet = options["quiet"]
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill keeps what is done
+    if options["resume"]:
+        if options["out"] is None:
+            raise RequestError("--resume needs to know which run to go on with: give its directory by --out DIR")
+        asked = any(value not in (None, ()) for key, value in options.items() if key not in _NOT_THE_REQUEST)
+        result = api.resume_run(options["out"], _request_from(options) if asked else None, quiet=quiet, layout=options["layout"])
+    else:
+        request = _request_from(options)
+        result = api.start_run(options["out"] or api.default_directory(request), request, quiet=quiet, layout=options["layout"])
+    _show(result, options)
+    return result.exit_code
+
+
+def _check_layout(options: Mapping[str, Any]) -> None:
+    """Finds out before hours of measuring, not after, that the layout cannot show the run."""
+    if options["layout"] not in LAYOUTS:
+        raise RequestError(f"layout {options['layout']!r} is not known; there are: {', '.join(LAYOUTS)}")
+    if options["layout"] == "seed" and not options["resume"] and (len(options["backend"]) != 1 or "all" in options["backend"]):
+        raise RequestError("--layout seed shows one backend; name it by --backend NAME")
+
+
+def _show(result: Result, options: Mapping[str, Any]) -> None:
+    if options["as_json"]:
+        click.echo(json.dumps({
+            "directory": str(result.directory),
+            "run_id": result.header.run_id,
+            "counts": result.counts,
+            "records": [record.to_dict() for record in result.records],
+        }))  # fmt: skip
+    elif not options["quiet"]:
+        click.echo((result.directory / "report.md").read_text("utf-8"), nl=False)
+        click.echo(f"\n{len(result.records)} cells are in {result.directory}; see them again by: attnbench report {result.directory}", err=True)
+
+
+@cli.command()
+@grid_options
+@measuring_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(as_json: bool, **options: Any) -> None:
+    """What `run` would do: its cells, forecasts of memory and time, and what cannot run. Runs nothing."""
+    request = _request_from(options)
+    with LocalExecutor(request) as executor:
+        planned = make_plan(request, executor)
+    click.echo(json.dumps(planned.to_dict(), indent=1) if as_json else plan_text(planned))
+
+
+@cli.command()
+@click.option("--backend", "names", multiple=True, metavar="NAME", help="Only these. Default: all.")
+@click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: the best one here.")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
+    """Every backend: what it is, and whether it is available here or why not."""
+    device = parse_device(device) if device else machine.best_device()
+    wanted = expand_backends(names)
+    request = Request(Grid(), "backends", wanted, {}, device)
+    with LocalExecutor(request) as executor:
+        told = describe(executor, wanted, {}, [])["backends"]
+    keys = ("name", "about", "version", "unavailable")
+    shown = [{"device": device} | {key: backend[key] for key in keys} for backend in told]
+    click.echo(json.dumps(shown, indent=1) if as_json else backends_text(shown, device))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--format", metavar="|".join(FORMATS), default="markdown", help="Default: markdown.")
+@click.option("--layout", metavar="|".join(LAYOUTS), default="full", help="Default: full.")
+@click.option("--backend", metavar="NAME", help="Only this one.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file, not to standard output.")
+def report(directory: Path, format: str, layout: str, backend: str | None, out: Path | None) -> None:
+    """A run directory as a document."""
+    text = render(load(directory), format, layout, backend)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise RequestError(f"{out} cannot be written: {error.strerror}") from None
+
+
+@cli.command("presets")
+def list_presets() -> None:
+    """The grids that ship with attnbench."""
+    for name, spec in presets().items():
+        click.echo(f"{name:14} {spec.about} ({len(spec.grid.cases())} cases)")

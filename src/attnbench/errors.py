@@ -1,0 +1,22 @@
+"""The one exception that is the user's to mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out as asked.
+
+    The message is one line for the reader: what was asked, what is wrong, what would work. The command line prints it
+    and exits with code 2; the Python API raises it.
+    """
+
+
+def unknown(kind: str, asked: str, known: Iterable[str]) -> RequestError:
+    """`RequestError` for a name that is none of `known`, with the nearest of them first."""
+    names = list(known)
+    near = difflib.get_close_matches(asked, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return RequestError(f"{kind} {asked!r} is not known; {hint}there are: {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""Where workers run. `local`: as processes of this machine, one at a time."""

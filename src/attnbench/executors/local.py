@@ -1,0 +1,207 @@
+"""A worker process on this machine: started when needed, ended when it hangs, replaced when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from attnbench.machine import default_memory_limit_bytes
+from attnbench.request import Request
+
+POLL_S = 0.1
+START_TIMEOUT_S = 300.0
+
+
+class WorkerLost(Exception):
+    """The worker gave no reply. `fields` are those of the record that this makes of its cell."""
+
+    def __init__(self, status: str, phase: str, reason: str) -> None:
+        super().__init__(reason)
+        self.fields = {"status": status, "phase": phase, "reason": reason}
+
+
+@dataclass
+class _Process:
+    popen: subprocess.Popen[bytes]
+    requests: int
+    replies: int
+    log: Any
+    limit_bytes: int | None
+    buffer: bytes = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        os.write(self.requests, (json.dumps(message) + "\n").encode())
+
+    def lines(self, wait_s: float) -> list[dict[str, Any]] | None:
+        """Messages that came within `wait_s`; None where the worker closed its pipe."""
+        ready, _, _ = select.select([self.replies], [], [], wait_s)
+        if not ready:
+            return []
+        chunk = os.read(self.replies, 1 << 20)
+        if not chunk:
+            return None
+        *lines, self.buffer = (self.buffer + chunk).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def resident_bytes(self) -> int:
+        try:
+            return psutil.Process(self.popen.pid).memory_info().rss
+        except psutil.Error:
+            return 0
+
+    def last_words(self, lines: int = 5) -> str:
+        """The end of what it wrote to standard error and output."""
+        self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, self.log.tell() - 8192))
+        text = self.log.read().decode(errors="replace").splitlines()
+        said = [line.strip() for line in text if line.strip() and not line.startswith("Extension modules")]
+        return " | ".join(said[-lines:])
+
+    def end(self) -> int:
+        """Kills it with all that it started; returns its exit code."""
+        try:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        code = self.popen.wait()
+        for pipe in (self.requests, self.replies):
+            os.close(pipe)
+        self.log.close()
+        return code
+
+
+class LocalExecutor:
+    """Carries requests to a worker process, one at a time. A context manager: leaving it ends the worker."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._process: _Process | None = None
+        self._cache = tempfile.TemporaryDirectory(prefix="attnbench-")
+        self.starts = 0
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._cache.cleanup()
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.end()
+            self._process = None
+
+    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """The worker's reply.
+
+        Raises:
+            WorkerLost: it died, hung for longer than `timeout_s`, or held more memory than it may. It is gone then, and
+                the next request starts another.
+        """
+        process = self._process or self._start()
+        try:
+            process.send(message)
+        except BrokenPipeError:
+            pass  # it died between two requests; waiting tells how
+        reply = self._wait(process, timeout_s)
+        if reply.get("sick"):
+            self.stop()
+        return reply
+
+    def _start(self) -> _Process:
+        request = self._request
+        limit = request.memory_limit_bytes
+        if limit is None and request.device == "cpu":
+            limit = default_memory_limit_bytes()
+        request_read, request_write = os.pipe()
+        reply_read, reply_write = os.pipe()
+        settings = {
+            "parent": os.getpid(),
+            "requests": request_read,
+            "replies": reply_write,
+            "device": request.device,
+            "seed": request.seed,
+            "backward": request.backward,
+            "protocol": request.protocol,
+            "memory_limit_bytes": limit,
+        }
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        popen = subprocess.Popen(
+            # -P: the folder the user stands in must not shadow installed packages
+            [sys.executable, "-P", "-m", "attnbench.worker", json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(request_read, reply_write),
+            start_new_session=True,  # Ctrl-C reaches the runner alone, and a kill reaches compilers it started
+            env=os.environ | worker_environment(self._cache.name),
+        )
+        os.close(request_read)
+        os.close(reply_write)
+        self.starts += 1
+        self._process = process = _Process(popen, request_write, reply_read, log, limit if request.device == "cpu" else None)
+        reply = self._wait(process, START_TIMEOUT_S)
+        if broken := reply.get("broken"):
+            self.stop()
+            raise WorkerLost("crash", "setup", f"the worker process could not start: {broken}")
+        return process
+
+    def _wait(self, process: _Process, timeout_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        phase = "setup"
+        while True:
+            lines = process.lines(POLL_S)
+            for line in lines or ():
+                phase = line.get("phase", phase)
+                if "reply" in line:
+                    return line["reply"]
+            if lines is None:
+                raise self._lost(process, phase)
+            if process.limit_bytes and process.resident_bytes() > process.limit_bytes:
+                self.stop()
+                raise WorkerLost("oom", phase, f"held more than the limit of {process.limit_bytes >> 20} MiB")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise WorkerLost("timeout", phase, f"gave no result within {timeout_s:.4g} s; see --timeout")
+
+    def _lost(self, process: _Process, phase: str) -> WorkerLost:
+        try:
+            process.popen.wait(1)  # its pipe is closed; let it die its own death, whose signal is the reason
+        except subprocess.TimeoutExpired:
+            pass
+        words = process.last_words()
+        code = process.end()
+        self._process = None
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        hint = " (perhaps the kernel's out-of-memory killer)" if how == "SIGKILL" else ""
+        return WorkerLost("crash", phase, f"the worker process ended with {how}{hint}" + (f": {words}" if words else ""))
+
+
+def worker_environment(cache: str) -> dict[str, str]:
+    """Environment in which a worker measures, whatever the user's own holds.
+
+    Compilers keep their caches in a folder of the run, so that `compile_ms` is a compilation. Large CPU tensors lie in
+    huge pages: with small ones, page faults take half the time of every backend that materialises its scores, and vary.
+    """
+    return {
+        "ATTNBENCH_WORKER": "1",
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
+        "TRITON_CACHE_DIR": os.path.join(cache, "triton"),
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+        "NVIDIA_TF32_OVERRIDE": "",
+        "PYTHONUNBUFFERED": "1",
+    }

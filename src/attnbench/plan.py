@@ -1,0 +1,165 @@
+"""From a request to its cells: what will run, what cannot, and what it will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from attnbench import forecast
+from attnbench.case import Case
+from attnbench.errors import RequestError
+from attnbench.executors.local import START_TIMEOUT_S, LocalExecutor, WorkerLost
+from attnbench.machine import default_memory_limit_bytes, fingerprint
+from attnbench.record import cell_id
+from attnbench.request import Request
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One case on one backend, and what is foreseen of it. `refusal` is the backend's reason for not taking the case."""
+
+    case: Case
+    backend: str
+    version: str | None
+    refusal: str | None
+    forward_peak_MiB: float | None
+    backward_peak_MiB: float | None
+    seconds: float
+
+    @property
+    def id(self) -> str:
+        return cell_id(self.case, self.backend)
+
+    @property
+    def peak_MiB(self) -> float | None:
+        return max((peak for peak in (self.forward_peak_MiB, self.backward_peak_MiB) if peak is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a request in the order they run: case by case, and all backends of a case together."""
+
+    request: Request
+    machine: dict[str, Any]
+    cells: tuple[Cell, ...]
+    unavailable: dict[str, str]
+    memory_limit_MiB: float | None
+
+    def by_case(self) -> Iterator[tuple[Case, list[Cell]]]:
+        for case, cells in groupby(self.cells, key=lambda cell: cell.case):
+            yield case, list(cells)
+
+    @property
+    def seconds(self) -> float:
+        return sum(cell.seconds for cell in self.cells)
+
+    def will_not_fit(self) -> list[Cell]:
+        """Cells whose forecast peak is above the limit. They are run all the same: a forecast is no measurement."""
+        limit = self.memory_limit_MiB
+        return [cell for cell in self.cells if limit and not cell.refusal and (cell.peak_MiB or 0) > limit]
+
+    def refused(self) -> Counter[tuple[str, str]]:
+        """How many cells each (backend, reason) leaves out."""
+        return Counter((cell.backend, cell.refusal) for cell in self.cells if cell.refusal)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "request": self.request.to_dict(),
+            "machine": self.machine,
+            "unavailable": self.unavailable,
+            "memory_limit_MiB": self.memory_limit_MiB,
+            "seconds": self.seconds,
+            "cells": [
+                {
+                    "cell_id": cell.id,
+                    "backend": cell.backend,
+                    **cell.case.to_dict(),
+                    "unsupported": cell.refusal,
+                    "forecast_forward_peak_MiB": cell.forward_peak_MiB,
+                    "forecast_backward_peak_MiB": cell.backward_peak_MiB,
+                    "forecast_seconds": cell.seconds,
+                    "will_not_fit": cell in self.will_not_fit(),
+                }
+                for cell in self.cells
+            ],
+        }
+
+
+def describe(
+    executor: LocalExecutor, names: tuple[str, ...], sources: dict[str, str], cases: list[Case]
+) -> dict[str, Any]:
+    """What a worker says of the device, and of each backend there.
+
+    Raises:
+        RequestError: the worker cannot start on the device, or a backend cannot be loaded.
+    """
+    asked = {"task": "describe", "names": list(names), "sources": sources, "cases": [case.to_dict() for case in cases]}
+    try:
+        told = executor.ask(asked, START_TIMEOUT_S)
+    except WorkerLost as lost:
+        raise RequestError(f"the backends asked for could not be loaded: {lost}") from None
+    if failed := told.get("fields"):
+        raise RequestError(f"the backends asked for could not be loaded: {failed['reason']}")
+    if errors := [backend["error"] for backend in told["backends"] if "error" in backend]:
+        raise RequestError("; ".join(errors))
+    return told
+
+
+def make_plan(request: Request, executor: LocalExecutor) -> Plan:
+    """The plan of a request.
+
+    Backends that the user named have a record for every case, `unsupported` where it must be; of backends that nobody
+    named, the ones that cannot run here are left out, and so are cases they cannot take.
+
+    Raises:
+        RequestError: the worker cannot start, a backend cannot be loaded, or nothing is left to run.
+    """
+    cases = request.cases()
+    if not cases:
+        raise RequestError(f"shard {request.shard[0]}/{request.shard[1]} of {len(request.grid.cases())} cases is empty")
+    told = describe(executor, request.backends, request.sources, cases)
+    machine = fingerprint() | {"software": told["software"], "threads": told["threads"]}
+    unavailable = {backend["name"]: backend["unavailable"] for backend in told["backends"] if backend["unavailable"]}
+    cells = [
+        _cell(request, case, backend, backend["refusals"][index], machine["physical_cores"])
+        for index, case in enumerate(cases)
+        for backend in told["backends"]
+        if request.named or not backend["refusals"][index]
+    ]
+    if not cells:
+        reasons = "; ".join(f"{name}: {why}" for name, why in unavailable.items())
+        raise RequestError(f"no backend can run any case on {request.device} ({reasons or 'every case is refused'})")
+    return Plan(request, machine, tuple(cells), unavailable, _memory_limit_MiB(request, machine))
+
+
+def _cell(request: Request, case: Case, backend: dict[str, Any], refusal: str | None, cores: int) -> Cell:
+    model = backend["memory_model"]
+    peaks = forecast.memory_bytes(case, model, backward=request.backward)
+    forward, backward = peaks if peaks and not refusal else (None, None)
+    seconds = forecast.seconds(
+        case, model, request.device, cores,
+        backward=request.backward, budget_s=request.budget_s, compiles=backend["compiles"],
+    )  # fmt: skip
+    return Cell(
+        case,
+        backend["name"],
+        backend["version"],
+        refusal,
+        forward / forecast.MiB if forward is not None else None,
+        backward / forecast.MiB if backward is not None else None,
+        0.0 if refusal else seconds,
+    )
+
+
+def _memory_limit_MiB(request: Request, machine: dict[str, Any]) -> float | None:
+    if request.memory_limit_bytes:
+        return request.memory_limit_bytes / forecast.MiB
+    if request.device == "cpu":
+        return default_memory_limit_bytes() / forecast.MiB
+    index = int(request.device.partition(":")[2] or 0)
+    gpus = machine["gpus"]
+    return gpus[index]["memory_MiB"] if index < len(gpus) else None
+

@@ -1,0 +1,36 @@
+"""From a run to documents. `FORMATS` by `LAYOUTS`: what `attnbench report` can write."""
+
+from __future__ import annotations
+
+from attnbench.errors import RequestError, unknown
+from attnbench.report import full, seed
+from attnbench.report.tables import WRITERS, records_csv, records_json
+from attnbench.result import Result
+
+LAYOUTS = {"full": full.document, "seed": seed.document}
+FORMATS = ("markdown", "csv", "json", "latex")
+
+
+def render(result: Result, format: str = "markdown", layout: str = "full", backend: str | None = None) -> str:  # noqa: A002
+    """A run as a document.
+
+    `layout` shapes Markdown and LaTeX; CSV and JSON are the records themselves, field by field. `backend` leaves out
+    every other one.
+
+    Raises:
+        RequestError: an unknown format, layout or backend, or a run that the layout cannot show.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    names = list(dict.fromkeys(record.backend for record in result.records))
+    if backend is not None:
+        if backend not in names:
+            raise RequestError(f"backend {backend!r} is not in {result.directory}; it has: {', '.join(names) or 'no records'}")
+        result = Result(result.directory, result.header, [record for record in result.records if record.backend == backend])
+    if format == "csv":
+        return records_csv(result.records)
+    if format == "json":
+        return records_json(result.records)
+    return LAYOUTS[layout](result, WRITERS[format])

@@ -1,0 +1,195 @@
+"""The full layout: the machine, every backend's cells, and what they come to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from attnbench.case import Case
+from attnbench.families import family
+from attnbench.record import FAILURES, Record
+from attnbench.report.tables import Table, Writer, pivot
+from attnbench.result import Result
+
+BASELINE = "eager"
+
+GROUPED_BY = [name for name in Case.__dataclass_fields__ if name not in ("seq_len", "kv_len", "d_model")]
+"""Fields of a case whose every combination has a section of its own; tables are over the others."""
+
+NOT_A_COLUMN = {"run_id", "cell_id", "schema_version", "device", "status", "phase", "started_at", *GROUPED_BY}
+"""Fields that the table of cells leaves out: the same throughout the section, or shown in another form."""
+
+
+def document(result: Result, writer: Writer) -> str:
+    """The report of a run, finished or not."""
+    order = {name: index for index, name in enumerate(result.header.request["backends"])}
+    ordered = sorted(result.records, key=lambda record: order[record.backend])
+    parts = [writer.heading("Attention benchmark", 1), *_machine(result, writer), *_summary(result, writer)]
+    for name, records in _groups(ordered):
+        parts += [writer.heading(name, 2), writer.heading("Cells", 3), writer.table(_cells(records))]
+        parts += _frontier(records, writer)
+        parts += _choices(records, writer)
+        parts += _speed_up(records, writer)
+        parts += _pivots(records, writer)
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(result: Result, writer: Writer) -> list[str]:
+    header, machine = result.header, result.header.machine
+    software = machine.get("software") or {}
+    rows: list[tuple[str, Any]] = [
+        ("run", f"{header.run_id}, started {header.started_at}"),
+        ("device", header.request["device"]),
+        *(("GPU", f"{gpu['name']}, {gpu['memory_MiB']} MiB, {gpu['power_limit_W']} W") for gpu in machine["gpus"]),
+        ("driver", machine.get("driver")),
+        ("CPU", f"{machine['cpu']}, {machine['physical_cores']} cores, {machine['memory_MiB']} MiB"),
+        ("system", f"{machine['system']}, {machine['kernel']}, Python {machine['python']}"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in machine["packages"].items())),
+        ("CUDA, cuDNN", ", ".join(str(software[key]) for key in ("cuda", "cudnn") if software.get(key)) or None),
+        ("protocol", f"{header.request['protocol']}, {header.request['budget_s']} s a cell, seed {header.request['seed']}"),
+        ("attnbench", header.attnbench),
+    ]
+    return [writer.heading("Machine", 2), writer.table(Table(["what", "value"], [row for row in rows if row[1]]))]
+
+
+def _summary(result: Result, writer: Writer) -> list[str]:
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items())) or "none"
+    parts = [writer.text(f"{len(result.records)} of {result.header.cells} cells: {counts}.")]
+    failed = Counter((record.backend, record.outcome, record.reason) for record in result.records if record.status in FAILURES)
+    refused = Counter((record.backend, record.outcome, record.reason) for record in result.records if record.status == "unsupported")
+    if reasons := failed + refused:
+        rows = [[*key, count] for key, count in reasons.items()]
+        parts.append(writer.table(Table(["backend", "status", "reason", "cells"], rows)))
+    return parts
+
+
+def _groups(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    def key(record: Record) -> tuple[str, ...]:
+        own_length = "" if record.kv_len == record.seq_len else str(record.kv_len)
+        return (*(str(getattr(record, name)) for name in GROUPED_BY), own_length)
+
+    for _, found in groupby(sorted(records, key=key), key=key):
+        group = list(found)
+        case = group[0].case
+        heads = f"{case.heads} heads" if case.heads > 1 else "1 head"
+        shared = f", {case.kv_heads} of keys" if case.kv_heads != case.heads else ""
+        precision = f" ({case.precision})" if case.dtype == "float32" else ""
+        length = f", {case.kv_len} keys" if case.kv_len != case.seq_len else ""
+        mask = "causal" if case.causal else "no mask"
+        yield f"{case.dtype}{precision}, batch {case.batch}, {heads}{shared}{length}, {mask}", group
+
+
+def _by_backend(records: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.backend, []).append(record)
+    return found
+
+
+def _cells(records: Sequence[Record]) -> Table:
+    """Every cell; the record's columns but for raw samples, for what the section has in common and for what is empty."""
+    names = [name for name in Record.__dataclass_fields__ if name not in NOT_A_COLUMN and not name.endswith("_samples_ms")]
+    if all(record.kv_len == record.seq_len for record in records):
+        names.remove("kv_len")
+    first = ["backend", "d_model", "seq_len", "outcome", "forward_ms", "backward_ms", "forward_backward_ms"]
+    names = first + [name for name in names if name not in first]
+    order = {name: index for index, name in enumerate(_by_backend(records))}
+    ordered = sorted(records, key=lambda record: (record.d_model, record.seq_len, record.kv_len, order[record.backend]))
+    headers = ["status" if name == "outcome" else name for name in names]
+    return Table(headers, [[_cell(getattr(record, name)) for name in names] for record in ordered]).without_empty_columns()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in value)
+    return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < 1e-3 else value
+
+
+def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
+    """The largest seq_len that ran, per backend and d_model."""
+    widths = sorted({record.d_model for record in records})
+    largest = max(record.seq_len for record in records)
+
+    def reached(own: Sequence[Record], width: int) -> str | None:
+        of_width = [record for record in own if record.d_model == width]
+        lengths = [record.seq_len for record in of_width if record.status == "ok"]
+        failed = [record for record in of_width if record.status != "ok"]
+        if not lengths:
+            return failed[0].outcome if failed else None
+        beyond = min((record for record in failed if record.seq_len > max(lengths)), key=lambda r: r.seq_len, default=None)
+        return str(max(lengths)) + (f", then {beyond.outcome}" if beyond else " (all)" if max(lengths) == largest else "")
+
+    rows = [[name, *(reached(own, width) for width in widths)] for name, own in _by_backend(records).items()]
+    return [
+        writer.heading("How far each got", 3),
+        writer.text("The largest seq_len that ran, by d_model, and what stopped the next."),
+        writer.table(Table(["backend", *map(str, widths)], rows)),
+    ]
+
+
+def _choices(records: Sequence[Record], writer: Writer) -> list[str]:
+    """Which kernel family ran where the backend left the choice to a dispatcher."""
+    chosen = [record for record in records if record.backend == "sdpa" and record.status == "ok"]
+    if not any(family(record.kernels_forward) for record in chosen):
+        return []
+    return [
+        writer.heading("What sdpa chose", 3),
+        writer.table(pivot(chosen, lambda record: family(record.kernels_forward))),
+    ]
+
+
+def _speed_up(records: Sequence[Record], writer: Writer) -> list[str]:
+    """Times of the baseline over those of each backend, where both ran."""
+    backends = _by_backend(records)
+    base = {(record.seq_len, record.d_model): record for record in backends.get(BASELINE, ())}
+    lengths, widths = (sorted({getattr(record, name) for record in records}) for name in ("seq_len", "d_model"))
+
+    def ratios(record: Record | None) -> str | None:
+        reference = base.get((record.seq_len, record.d_model)) if record else None
+        if not record or not reference or not record.forward_ms or not reference.forward_ms:
+            return None
+        shown = f"{reference.forward_ms / record.forward_ms:.2f}"
+        if record.backward_ms and reference.backward_ms:
+            shown += f" / {reference.backward_ms / record.backward_ms:.2f}"
+        return shown
+
+    rows = []
+    for name, own in backends.items():
+        by_shape = {(record.seq_len, record.d_model): record for record in own}
+        for length in lengths:
+            row = [ratios(by_shape.get((length, width))) for width in widths]
+            if name != BASELINE and any(row):
+                rows.append([name, length, *row])
+    if not rows:
+        return []
+    return [
+        writer.heading(f"Speed-up over {BASELINE}", 3),
+        writer.text("Forward / backward, by d_model; above 1 is faster."),
+        writer.table(Table(["backend", "seq_len", *map(str, widths)], rows)),
+    ]
+
+
+PIVOTS: dict[str, Callable[[Record], float | None]] = {
+    "Forward (ms)": lambda record: record.forward_ms,
+    "Backward (ms)": lambda record: record.backward_ms,
+    "Peak memory (MiB)": lambda record: record.peak_MiB,
+}
+
+
+def _pivots(records: Sequence[Record], writer: Writer) -> list[str]:
+    parts = []
+    for title, value in PIVOTS.items():
+        found = [(name, own) for name, own in _by_backend(records).items() if any(value(record) is not None for record in own)]
+        if found:
+            parts.append(writer.heading(f"{title} by seq_len and d_model", 3))
+        for name, own in found:
+
+            def shown(record: Record, value: Callable[[Record], float | None] = value) -> str:
+                number = value(record)
+                return record.outcome if number is None else f"{number:.6g}"
+
+            table = pivot(own, shown)
+            parts += [writer.text(f"{name}:"), writer.table(table)]
+    return parts

@@ -1,0 +1,135 @@
+"""All that was asked of a run: what run.json keeps and `--resume` compares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from attnbench import backends
+from attnbench.case import Case
+from attnbench.errors import RequestError
+from attnbench.grid import Grid
+
+PROTOCOLS = ("default", "seed")
+PASSES = ("forward", "backward")
+DEFAULT_BUDGET_S = {"cpu": 1.0, "cuda": 0.5}
+DEFAULT_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep: which grid, on which backends and device, measured how.
+
+    `backends` are names; `sources` says of decorated functions among them where they stand (`FILE.py:function`),
+    and `named` whether the user chose them. `budget_s` is the time to spend on samples of one cell, `timeout_s` the time
+    after which a cell is given up.
+    `memory_limit_bytes` is what a worker may hold, on CPU in all and on CUDA on the device; None leaves a margin on CPU.
+    `shard` (i, n) takes the i-th of n parts of the cases, from 1.
+    """
+
+    grid: Grid
+    name: str
+    backends: tuple[str, ...]
+    sources: dict[str, str]
+    device: str
+    named: bool = True
+    passes: str = "backward"
+    protocol: str = "default"
+    budget_s: float = 1.0
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    memory_limit_bytes: int | None = None
+    seed: int = 0
+    shard: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if self.passes not in PASSES:
+            raise RequestError(f"pass {self.passes!r} is not known; there are: {', '.join(PASSES)}")
+        if self.protocol not in PROTOCOLS:
+            raise RequestError(f"protocol {self.protocol!r} is not known; there are: {', '.join(PROTOCOLS)}")
+        for what, seconds in (("budget", self.budget_s), ("timeout", self.timeout_s)):
+            if not 0 < seconds < float("inf"):
+                raise RequestError(f"{what} = {seconds} is not a number of seconds above zero")
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes < 1:
+            raise RequestError(f"memory limit = {self.memory_limit_bytes} bytes is not above zero")
+        if not self.backends:
+            raise RequestError("no backend was asked for; name one, or leave it out for all that can run")
+        for name in self.backends:
+            backends.check_name(name)
+        index, count = self.shard
+        if not 1 <= index <= count:
+            raise RequestError(f"shard {index}/{count} does not exist; of 4 shards the first is 1/4 and the last 4/4")
+
+    @property
+    def backward(self) -> bool:
+        return self.passes == "backward"
+
+    def cases(self) -> list[Case]:
+        """The cases of this shard, each once."""
+        index, count = self.shard
+        return self.grid.cases()[index - 1 :: count]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"grid": self.grid.to_dict(), "backends": list(self.backends), "shard": list(self.shard)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Request:
+        """A request read back. Raises `RequestError` where it is none."""
+        try:
+            given = {field.name: values[field.name] for field in fields(cls)}
+        except (KeyError, TypeError):
+            raise RequestError("the run's request is incomplete: run.json is damaged or from another version") from None
+        given |= {
+            "grid": Grid.from_dict(given["grid"]),
+            "backends": tuple(given["backends"]),
+            "shard": tuple(given["shard"]),
+        }
+        return cls(**given)
+
+    def difference(self, other: Request) -> str | None:
+        """In what another request differs, in words; None if in nothing. The name a grid was called by does not count."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        parts = [f"{key} was {mine[key]!r} and is {theirs[key]!r}" for key in mine if key != "name" and mine[key] != theirs[key]]
+        return "; ".join(parts) or None
+
+
+def expand_backends(names: Sequence[str]) -> tuple[str, ...]:
+    """`names` with `all` written out, each once; none at all stands for `all`.
+
+    Raises:
+        RequestError: a name that can be no backend.
+    """
+    found: list[str] = []
+    for name in names or ("all",):
+        if name != "all":
+            backends.check_name(name)
+        found += backends.BUILTIN if name == "all" else [name]
+    return tuple(dict.fromkeys(found))
+
+
+def parse_device(text: str) -> str:
+    """`cpu`, `cuda` or `cuda:N`. Raises `RequestError` for anything else."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise RequestError(f"device {text!r} is not known; there are: cpu, cuda, cuda:N")
+    return text
+
+
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as `8GiB` or `500MB`, in bytes. Raises `RequestError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)\s*", text)
+    unit = match and {"kib": "KiB", "kb": "kB"}.get(match[2].lower(), match[2])
+    if not match or unit not in _UNITS or float(match[1]) <= 0:
+        raise RequestError(f"memory limit {text!r} is not a size; write it like 8GiB or 500MB")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`I/N`. Raises `RequestError` for anything else."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match:
+        raise RequestError(f"shard {text!r} is not of the form I/N, such as 1/4")
+    return int(match[1]), int(match[2])

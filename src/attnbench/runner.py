@@ -1,0 +1,119 @@
+"""From a plan to records: the order of cells, their rounds, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from attnbench.case import Case
+from attnbench.executors.local import LocalExecutor, WorkerLost
+from attnbench.plan import Cell, Plan
+from attnbench.record import Record, summary
+from attnbench.store import Store
+
+ROUNDS = 3
+"""Visits of a cell. The backends of a case are visited in turn, in a new random order each time, so that drift of the
+machine's speed falls on all of them alike."""
+
+FEW_SAMPLES = 10
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a sweep goes on."""
+
+    def working(self, cell: Cell) -> None: ...
+
+    def finished(self, cell: Cell, record: Record) -> None: ...
+
+
+@dataclass
+class _Visits:
+    """What the visits of one cell have brought so far."""
+
+    cell: Cell
+    fields: dict[str, Any] = field(default_factory=dict)
+    samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    seconds: float = 0.0
+    count: int = 0
+    done: bool = False
+
+
+def sweep(plan: Plan, executor: LocalExecutor, store: Store, watcher: Watcher) -> None:
+    """Runs every cell of the plan that the store does not hold yet, and appends its record as it ends.
+
+    Raises:
+        DiskFull: a record could not be written.
+        KeyboardInterrupt: as the user wished; the worker is still at work then, and ends with its executor.
+    """
+    done = store.done
+    for case, cells in plan.by_case():
+        _run_case(case, [cell for cell in cells if cell.id not in done], plan, executor, store, watcher)
+
+
+def _run_case(
+    case: Case, cells: list[Cell], plan: Plan, executor: LocalExecutor, store: Store, watcher: Watcher
+) -> None:
+    order = random.Random(f"{plan.request.seed}/{case.id}")
+    at_work = [_Visits(cell) for cell in cells]
+    for _ in range(ROUNDS):
+        order.shuffle(at_work)
+        for visits in at_work:
+            watcher.working(visits.cell)
+            _visit(visits, plan, executor)
+            if visits.done:
+                record = _record(visits, plan, store.header.run_id)
+                store.append(record)
+                watcher.finished(visits.cell, record)
+        at_work = [visits for visits in at_work if not visits.done]
+
+
+def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
+    """One visit of a cell; sets `done` where it was the last."""
+    cell, request = visits.cell, plan.request
+    if cell.refusal:
+        visits.fields = {"status": "unsupported", "reason": cell.refusal}
+        visits.done = True
+        return
+    whole = request.protocol == "seed"
+    message = {
+        "task": "visit",
+        "case": cell.case.to_dict(),
+        "backend": cell.backend,
+        "source": request.sources.get(cell.backend),
+        "first": visits.count == 0,
+        "budget_s": request.budget_s / (1 if whole else ROUNDS),
+    }
+    began = time.monotonic()
+    try:
+        reply = executor.ask(message, max(0.0, request.timeout_s - visits.seconds))
+    except WorkerLost as lost:
+        reply = {"fields": lost.fields}
+    visits.seconds += time.monotonic() - began
+    visits.count += 1
+    visits.fields |= reply["fields"]
+    for name, samples in reply.get("samples_ms", {}).items():
+        visits.samples_ms.setdefault(name, []).extend(samples)
+    visits.done = "status" in visits.fields or visits.count == ROUNDS or reply.get("done", False)
+
+
+def _record(visits: _Visits, plan: Plan, run_id: str) -> Record:
+    request, cell = plan.request, visits.cell
+    fields = {"status": "ok", "backend_version": cell.version} | visits.fields
+    if fields["status"] == "ok":
+        for name, samples in visits.samples_ms.items():
+            fields |= summary(name, samples, mean=request.protocol == "seed")
+        fewest = min(map(len, visits.samples_ms.values()))
+        fields["tags"] = ("few_samples",) if fewest < FEW_SAMPLES else ()
+    else:  # a cell that failed on a later visit shows no time of the earlier ones
+        fields = {name: value for name, value in fields.items() if not name.endswith("_ms")}
+    for name, value in fields.items():
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+    return Record.of(
+        cell.case, cell.backend, run_id=run_id, device=request.device,
+        started_at=visits.started_at, seconds=round(visits.seconds, 3), **fields,
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""What `plan` and `backends` print on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnbench.plan import Plan
+from attnbench.progress import clock
+from attnbench.report.tables import Table, markdown_table
+
+
+def backends_text(told: list[dict[str, Any]], device: str) -> str:
+    rows = [[backend["name"], backend["unavailable"] or "available", backend["version"], backend["about"]] for backend in told]
+    return markdown_table(Table(["backend", f"on {device}", "version", "what it is"], rows).without_empty_columns())
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for a reader: how much, how long, how much memory at most, what will not fit and what is left out."""
+    request = plan.request
+    backends = list(dict.fromkeys(cell.backend for cell in plan.cells))
+    lengths = sorted({cell.case.seq_len for cell in plan.cells})
+    runs = [cell for cell in plan.cells if not cell.refusal]
+    parts = [
+        f"{len(runs)} cells to run of {len(plan.cells)} on {request.device}: {len(request.cases())} cases, "
+        f"{len(backends)} backends, about {clock(plan.seconds)}."
+    ]
+
+    def peak(backend: str, length: int) -> str | None:
+        peaks = [cell.peak_MiB for cell in runs if cell.backend == backend and cell.case.seq_len == length and cell.peak_MiB]
+        return f"{max(peaks):.0f}" if peaks else None
+
+    rows = [[name, *(peak(name, length) for length in lengths)] for name in backends]
+    parts.append("Forecast peak memory in MiB, the largest over the other dimensions, by seq_len:")
+    parts.append(markdown_table(Table(["backend", *map(str, lengths)], rows)))
+    if plan.memory_limit_MiB:
+        parts.append(f"A worker may hold {plan.memory_limit_MiB:.0f} MiB.")
+    if tight := plan.will_not_fit():
+        worst: dict[str, list[str]] = {}
+        for cell in tight:
+            worst.setdefault(cell.backend, []).append(f"seq_len {cell.case.seq_len} d_model {cell.case.d_model}")
+        parts.append("Will not fit, by the forecast (they are tried all the same):")
+        parts += [f"  {name}: {', '.join(dict.fromkeys(shapes))}" for name, shapes in worst.items()]
+    if refused := plan.refused():
+        parts.append("Unsupported:")
+        parts += [f"  {backend}: {reason} ({count} cells)" for (backend, reason), count in refused.items()]
+    elif plan.unavailable:
+        parts.append("Not available here:")
+        parts += [f"  {backend}: {reason}" for backend, reason in plan.unavailable.items()]
+    return "\n".join(parts)

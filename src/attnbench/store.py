@@ -1,0 +1,215 @@
+"""The run directory: run.json for what was asked and where, records.jsonl for what came of it, one finished cell a line.
+
+A record is written whole, in one call, and flushed to the disk before the next cell starts, so a killed run loses at
+most the cell in hand. A last line that a kill tore is dropped when the run goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attnbench.errors import RequestError
+from attnbench.record import SCHEMA_VERSION, Record
+
+HEADER, RECORDS = "run.json", "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Header:
+    """run.json: the run's id, the request, the machine, the cells planned and where the time went.
+
+    `seconds` is filled in when the run ends; `ceilings` are the machine's measured rates, where they are known.
+    """
+
+    run_id: str
+    started_at: str
+    request: dict[str, Any]
+    machine: dict[str, Any]
+    attnbench: str
+    cells: int
+    seconds: dict[str, float] | None = None
+    ceilings: dict[str, Any] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def read_header(directory: Path) -> Header:
+    """A run's header. Raises `RequestError` where the directory holds no run that this attnbench can read."""
+    path = directory / HEADER
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        what = "is not a run directory: it has no run.json" if directory.is_dir() else "does not exist"
+        raise RequestError(f"{directory} {what}; a run directory is what `attnbench run --out DIR` leaves") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
+        found = values.get("schema_version") if isinstance(values, dict) else None
+        raise RequestError(f"{path} has schema {found}; this attnbench reads schema {SCHEMA_VERSION}")
+    try:
+        return Header(**values)
+    except TypeError as error:
+        raise RequestError(f"{path} is not the header of a run: {error}") from None
+
+
+def read_records(directory: Path) -> list[Record]:
+    """The finished cells of a run, in the order they finished.
+
+    Raises:
+        RequestError: the directory holds no run, or a line other than a torn last one is no record.
+    """
+    read_header(directory)
+    return _parse(directory / RECORDS)[0]
+
+
+def _parse(path: Path) -> tuple[list[Record], int]:
+    """The records in a file and the length in bytes of what was sound."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+    *lines, torn = data.split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except ValueError as error:
+            raise RequestError(f"{path}, line {number}: {error}") from None
+    return records, len(data) - len(torn)
+
+
+class DiskFull(Exception):
+    """A record could not be written; those before it are safe."""
+
+
+class Store:
+    """A run directory open for writing. A context manager: leaving it closes the file and frees its lock."""
+
+    def __init__(self, directory: Path, header: Header, records: list[Record], descriptor: int) -> None:
+        self.directory, self.header, self.records = directory, header, records
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, directory: Path, header: Header) -> Store:
+        """A new run directory.
+
+        Raises:
+            RequestError: the directory holds a run or anything else, or cannot be written.
+        """
+        refuse_occupied(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            _write_whole(directory / HEADER, _to_json(header))
+            descriptor = os.open(directory / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise RequestError(f"{directory} cannot be written: {error.strerror}; choose another --out") from None
+        _lock(descriptor, directory)
+        return cls(directory, header, [], descriptor)
+
+    @classmethod
+    def resume(cls, directory: Path) -> Store:
+        """The run in a directory, to go on with; a torn last line is cut off.
+
+        Raises:
+            RequestError: there is no run, it is damaged, another process writes to it, or it cannot be written.
+        """
+        header = read_header(directory)
+        try:
+            descriptor = os.open(directory / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise RequestError(f"{directory} cannot be written: {error.strerror}") from None
+        _lock(descriptor, directory)
+        records, sound = _parse(directory / RECORDS)
+        os.ftruncate(descriptor, sound)
+        return cls(directory, header, records, descriptor)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def done(self) -> set[str]:
+        """Ids of the finished cells."""
+        return {record.cell_id for record in self.records}
+
+    def append(self, record: Record) -> None:
+        """Adds a finished cell and flushes it to the disk.
+
+        Raises:
+            DiskFull: it could not be written; nothing of it is left behind.
+        """
+        line = (json.dumps(record.to_dict(), allow_nan=False) + "\n").encode()
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                raise OSError(f"{len(line) - written} bytes did not fit")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, end)
+            raise DiskFull(f"{self.directory / RECORDS} cannot be written: {error.strerror or error}") from None
+        self.records.append(record)
+
+    def write(self, name: str, text: str) -> None:
+        """A document beside the records. Raises `DiskFull` where it cannot be written."""
+        try:
+            _write_whole(self.directory / name, text)
+        except OSError as error:
+            raise DiskFull(f"{self.directory / name} cannot be written: {error.strerror or error}") from None
+
+    def finish(self, header: Header) -> None:
+        """Replaces run.json. Raises `DiskFull` where it cannot be written."""
+        self.header = header
+        self.write(HEADER, _to_json(header))
+
+
+def refuse_occupied(directory: Path) -> None:
+    """Raises `RequestError` if a new run cannot be put into `directory`."""
+    if directory.exists() and not directory.is_dir():
+        raise RequestError(f"{directory} is a file; --out takes a directory")
+    if (directory / HEADER).exists():
+        raise RequestError(f"{directory} holds a run already; go on with it by --resume, or choose another --out")
+    try:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise RequestError(f"{directory} is not empty and holds no run; choose another --out")
+    except OSError as error:
+        raise RequestError(f"{directory} cannot be read: {error.strerror}; choose another --out") from None
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise RequestError(f"another attnbench is writing to {directory}; wait for it, or choose another --out") from None
+
+
+def _to_json(header: Header) -> str:
+    return json.dumps(header.__dict__, indent=2) + "\n"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill in the middle, finds the old one or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
