@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
 def make_request(
     grid: Grid | Spec | str | Mapping[str, Any] = "seed",
-    backends: Sequence[str] = (),  # noqa: A002 - the field's own word
+    backends: Sequence[str] = (),
     *,
     device: str | None = None,
     budget_s: float | None = None,
@@ -52,7 +52,9 @@ def make_request(
     chosen = tuple(backends) or spec.backends
     names = expand_backends(chosen)
     sources = {name: source for name in names if (source := _backend_source(name))}
-    given = {"budget_s": budget_s if budget_s is not None else DEFAULT_BUDGET_S[device.split(":")[0]]} | settings
+    given: dict[str, Any] = {
+        "budget_s": budget_s if budget_s is not None else DEFAULT_BUDGET_S[device.split(":")[0]]
+    } | settings
     return Request(spec.grid, spec.name, names, sources, device, named=bool(chosen), **given)
 
 
@@ -137,7 +139,9 @@ def resume_run(directory: Path, request: Request | None, *, quiet: bool, layout:
     if request and (difference := asked.difference(request)):
         raise RequestError(f"{directory} was started with another request: {difference}; give none to go on with it")
     if difference := machine.difference(before.header.machine, machine.fingerprint()):
-        raise RequestError(f"{directory} was measured elsewhere: {difference}; a run goes on where it began, start a new one")
+        raise RequestError(
+            f"{directory} was measured elsewhere: {difference}; a run goes on where it began, start a new one"
+        )
     return _carry_out(asked, lambda _: Store.resume(directory), quiet, layout)
 
 
@@ -160,7 +164,9 @@ def _version() -> str:
 
 def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: bool, layout: str) -> Result:
     if os.environ.get("ATTNBENCH_WORKER"):
-        raise RequestError("attnbench.run was called while a worker imported your file; put the call under: if __name__ == '__main__'")
+        raise RequestError(
+            "attnbench.run was called while a worker imported your file; put the call under: if __name__ == '__main__'"
+        )
     began = time.monotonic()
     with LocalExecutor(request) as executor:
         plan = make_plan(request, executor)
@@ -180,5 +186,3 @@ def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: boo
             result = Result(store.directory, store.header, store.records)
             store.write("report.md", render(result, layout=layout))
     return result
-
-

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -19,7 +20,16 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset, presets, read_spec
 from attnbench.plan import describe, make_plan
 from attnbench.report import FORMATS, LAYOUTS, render
-from attnbench.request import DEFAULT_TIMEOUT_S, PASSES, PROTOCOLS, Request, expand_backends, parse_bytes, parse_device, parse_shard
+from attnbench.request import (
+    DEFAULT_TIMEOUT_S,
+    PASSES,
+    PROTOCOLS,
+    Request,
+    expand_backends,
+    parse_bytes,
+    parse_device,
+    parse_shard,
+)
 from attnbench.result import Result, load
 from attnbench.show import backends_text, plan_text
 from attnbench.store import DiskFull
@@ -40,16 +50,21 @@ def main() -> None:
     except DiskFull as error:
         click.echo(f"attnbench: {error}; the cells before it are safe: make room and go on with --resume", err=True)
         sys.exit(WRONG_REQUEST)
-    except api.Interrupted as stop:
-        kept = f"{stop.done} of {stop.cells} cells are kept in {stop.directory}"
-        click.echo(f"attnbench: interrupted; {kept}; go on with: attnbench run --resume --out {stop.directory}", err=True)
-        sys.exit(INTERRUPTED)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
+        if isinstance(stop.__cause__, api.Interrupted):  # click makes an Abort of every KeyboardInterrupt
+            _say_how_to_go_on(stop.__cause__)
+            sys.exit(INTERRUPTED)
         click.echo("attnbench: interrupted before any cell was measured", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has had enough of it
         sys.exit(0)
+
+
+def _say_how_to_go_on(stop: api.Interrupted) -> None:
+    kept = f"{stop.done} of {stop.cells} cells are kept in {stop.directory}"
+    go_on = f"attnbench run --resume --out {shlex.quote(str(stop.directory))}"
+    click.echo(f"attnbench: interrupted; {kept}; go on with: {go_on}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, no_args_is_help=False)
@@ -72,12 +87,20 @@ _LISTS = {
 }
 
 
-def grid_options(command: Callable[..., None]) -> Callable[..., None]:
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def grid_options(command: Command) -> Command:
     """What to measure: a preset or a file, with any dimension replaced."""
     options = [
-        click.option("--preset", "preset_name", metavar="NAME", help="A grid that ships with attnbench; default: seed."),
+        click.option(
+            "--preset", "preset_name", metavar="NAME", help="A grid that ships with attnbench; default: seed."
+        ),
         click.option("--spec", type=click.Path(path_type=Path), metavar="FILE.toml", help="A grid of your own."),
-        *(click.option(f"--{name.replace('_', '-')}", name, metavar="LIST", help=text) for name, text in _LISTS.items()),
+        *(
+            click.option(f"--{name.replace('_', '-')}", name, metavar="LIST", help=text)
+            for name, text in _LISTS.items()
+        ),
         click.option("--causal/--no-causal", "causal", default=None, help="With or without the causal mask."),
     ]
     for option in reversed(options):
@@ -85,7 +108,7 @@ def grid_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
+def measuring_options(command: Command) -> Command:
     """How to measure it."""
     options = [
         click.option("--backend", "backend", multiple=True, metavar="NAME", help="A backend's name, all, FILE.py:function or package.module:function; repeatable. Default: all that can run."),
@@ -111,7 +134,12 @@ def _spec_from(options: Mapping[str, Any]) -> Spec:
     changes: dict[str, Any] = {key: _values(options[key]) for key in _LISTS if options[key] is not None}
     if options["causal"] is not None:
         changes["causal"] = [options["causal"]]
-    return replace(spec, grid=spec.grid.but(changes, "command line")) if changes else spec
+    return replace(spec, grid=spec.grid.but(changes, "", _as_option)) if changes else spec
+
+
+def _as_option(path: str) -> str:
+    """`seq_len[1]` as the user knows it: `--seq-len`."""
+    return "--" + path.partition("[")[0].replace("_", "-")
 
 
 def _values(text: str) -> list[int | str]:
@@ -142,16 +170,22 @@ _NOT_THE_REQUEST = {"out", "resume", "executor", "quiet", "as_json", "layout"}
 @cli.command()
 @grid_options
 @measuring_options
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory. Default: a new one under runs/.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory. Default: a new one under runs/."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--executor", metavar="local", default="local", help="Where workers run.")
-@click.option("--layout", metavar="|".join(LAYOUTS), default="full", help="Shape of report.md and of what is shown at the end.")
+@click.option(
+    "--layout", metavar="|".join(LAYOUTS), default="full", help="Shape of report.md and of what is shown at the end."
+)
 @click.option("--quiet", is_flag=True, help="Show no progress and no report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run and its records as JSON.")
 def run(**options: Any) -> int:
     """The sweep; with no arguments the seed's grid on the best device here."""
     if options["executor"] != "local":
-        raise RequestError(f"executor {options['executor']!r} is not known; there is: local; for many machines see --shard")
+        raise RequestError(
+            f"executor {options['executor']!r} is not known; there is: local; for many machines see --shard"
+        )
     _check_layout(options)
     quiet = options["quiet"]
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill keeps what is done
@@ -159,10 +193,14 @@ def run(**options: Any) -> int:
         if options["out"] is None:
             raise RequestError("--resume needs to know which run to go on with: give its directory by --out DIR")
         asked = any(value not in (None, ()) for key, value in options.items() if key not in _NOT_THE_REQUEST)
-        result = api.resume_run(options["out"], _request_from(options) if asked else None, quiet=quiet, layout=options["layout"])
+        result = api.resume_run(
+            options["out"], _request_from(options) if asked else None, quiet=quiet, layout=options["layout"]
+        )
     else:
         request = _request_from(options)
-        result = api.start_run(options["out"] or api.default_directory(request), request, quiet=quiet, layout=options["layout"])
+        result = api.start_run(
+            options["out"] or api.default_directory(request), request, quiet=quiet, layout=options["layout"]
+        )
     _show(result, options)
     return result.exit_code
 
@@ -171,7 +209,11 @@ def _check_layout(options: Mapping[str, Any]) -> None:
     """Finds out before hours of measuring, not after, that the layout cannot show the run."""
     if options["layout"] not in LAYOUTS:
         raise RequestError(f"layout {options['layout']!r} is not known; there are: {', '.join(LAYOUTS)}")
-    if options["layout"] == "seed" and not options["resume"] and (len(options["backend"]) != 1 or "all" in options["backend"]):
+    if (
+        options["layout"] == "seed"
+        and not options["resume"]
+        and (len(options["backend"]) != 1 or "all" in options["backend"])
+    ):
         raise RequestError("--layout seed shows one backend; name it by --backend NAME")
 
 
@@ -185,7 +227,10 @@ def _show(result: Result, options: Mapping[str, Any]) -> None:
         }))  # fmt: skip
     elif not options["quiet"]:
         click.echo((result.directory / "report.md").read_text("utf-8"), nl=False)
-        click.echo(f"\n{len(result.records)} cells are in {result.directory}; see them again by: attnbench report {result.directory}", err=True)
+        click.echo(
+            f"\n{len(result.records)} cells are in {result.directory}; see them again by: attnbench report {result.directory}",
+            err=True,
+        )
 
 
 @cli.command()

@@ -17,57 +17,72 @@ MiB = 1 << 20
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """How many tensors a family holds at its peak, beyond q, k, v and the output's gradient.
+    """What a family holds at the peak of each phase, beyond q, k, v and the output's gradient.
 
-    `scores_*` are score matrices at the peak of a phase, of `score_bytes` an element (None: the case's own); `query_*`
-    are tensors of q's shape and `key_*` of k's, of the case's dtype; `rows` are float32 vectors with an entry for each
-    query, such as the log-sum-exp; `accumulator` is a float32 copy of dq that 16-bit backwards add up in.
+    `scores` are score matrices, of `score_bytes` an element (None: the case's own); `queries` are tensors of q's shape
+    and `keys` of k's, of the case's dtype; `rows` are float32 vectors with an entry for each query, such as the
+    log-sum-exp. A backward that sums dq up in a float32 copy has its head dimension rounded up to a multiple of
+    `accumulator` (0: there is none); `accumulates_float32` tells that float32 cases have one too.
     """
 
-    scores_forward: float = 0
-    scores_backward: float = 0
+    scores: tuple[float, float] = (0, 0)
+    queries: tuple[float, float] = (1, 2)
+    keys: tuple[float, float] = (0, 2)
+    rows: tuple[float, float] = (1, 2)
     score_bytes: int | None = None
-    query_forward: float = 1
-    query_backward: float = 2
-    key_forward: float = 0
-    key_backward: float = 2
-    rows_forward: float = 0
-    rows_backward: float = 0
-    accumulator: bool = False
+    accumulator: int = 0
+    accumulates_float32: bool = False
 
-    def forward_bytes(self, case: Case) -> int:
-        return self._bytes(case, self.scores_forward, self.query_forward, self.key_forward, self.rows_forward)
-
-    def backward_bytes(self, case: Case) -> int:
-        linear = self._bytes(case, self.scores_backward, self.query_backward, self.key_backward, self.rows_backward)
-        return linear + (4 * case.query_elements if self.accumulator and case.element_bytes == 2 else 0)
-
-    def _bytes(self, case: Case, scores: float, query: float, key: float, rows: float) -> int:
-        score_bytes = self.score_bytes or case.element_bytes
-        tensors = (2 + query) * case.query_elements + (2 + key) * case.key_elements
-        vectors = 4 * rows * case.batch * case.heads * case.seq_len
-        return int(scores * case.scores * score_bytes + tensors * case.element_bytes + vectors)
+    def peak_bytes(self, case: Case, phase: int) -> int:
+        """Peak of the forward (phase 0) or the backward (1), inputs included."""
+        scores = self.scores[phase] * case.scores * (self.score_bytes or case.element_bytes)
+        tensors = (2 + self.queries[phase]) * case.query_elements + (2 + self.keys[phase]) * case.key_elements
+        query_rows = case.batch * case.heads * case.seq_len
+        rows = 4 * self.rows[phase] * query_rows
+        accumulated = 0
+        if phase == 1 and self.accumulator and (case.element_bytes == 2 or self.accumulates_float32):
+            accumulated = 4 * query_rows * (-(-case.d_model // self.accumulator) * self.accumulator)
+        return int(scores + tensors * case.element_bytes + rows + accumulated)
 
 
 MODELS: dict[str, MemoryModel] = {
-    "naive": MemoryModel(scores_forward=3, scores_backward=6),
-    "eager": MemoryModel(scores_forward=2, scores_backward=3),
-    "compile": MemoryModel(scores_forward=2, scores_backward=2),
-    "sdpa-math": MemoryModel(scores_forward=2, scores_backward=3, query_forward=2, key_forward=1),
-    "sdpa": MemoryModel(rows_forward=1, rows_backward=2, accumulator=True),
-    "sdpa-flash": MemoryModel(rows_forward=1, rows_backward=2, accumulator=True),
-    "sdpa-efficient": MemoryModel(rows_forward=1, rows_backward=2, accumulator=True),
-    "sdpa-cudnn": MemoryModel(rows_forward=1, rows_backward=2, accumulator=True),
-    "flex": MemoryModel(rows_forward=1, rows_backward=2),
+    "naive": MemoryModel(scores=(3, 7)),
+    "eager": MemoryModel(scores=(2, 4)),
+    "compile": MemoryModel(scores=(1, 2)),
+    "sdpa-math": MemoryModel(scores=(2.25, 4), score_bytes=4, queries=(3, 4), keys=(1, 2)),
+    "sdpa-flash": MemoryModel(accumulator=32),
+    "sdpa-efficient": MemoryModel(accumulator=64, accumulates_float32=True),
+    "sdpa-cudnn": MemoryModel(accumulator=1),
+    "flex": MemoryModel(rows=(2, 2)),
 }
+"""By family, as PyTorch's CUDA kernels allocate."""
+
+ON_CPU = {
+    "eager": MemoryModel(scores=(2, 3)),
+    "compile": MemoryModel(scores=(2, 2)),
+    "sdpa-math": MemoryModel(scores=(2.25, 3), queries=(3, 4), keys=(1, 2)),
+    "sdpa-flash": MemoryModel(),
+}
+"""Families that hold something else on a CPU."""
 
 
-def memory_bytes(case: Case, model: str | None, *, backward: bool) -> tuple[int, int | None] | None:
-    """Peak bytes of forward and of backward, inputs included; None for a backend whose family is not known."""
+def model_of(case: Case, family: str | None, device: str) -> MemoryModel | None:
+    """The model for a case; None for a family that is not known, such as a user's function."""
+    if family == "sdpa":  # the dispatcher's usual choice
+        flash = "sdpa-cudnn" if case.element_bytes == 2 else "sdpa-efficient"
+        family = "sdpa-flash" if device == "cpu" else flash
+    models = MODELS | ON_CPU if device == "cpu" else MODELS
+    return models.get(family) if family else None
+
+
+def memory_bytes(
+    case: Case, family: str | None, device: str = "cuda", *, backward: bool = True
+) -> tuple[int, int | None] | None:
+    """Peak bytes of forward and of backward on a device type, inputs included; None for a family that is not known."""
+    model = model_of(case, family, device)
     if model is None:
         return None
-    found = MODELS[model]
-    return found.forward_bytes(case), found.backward_bytes(case) if backward else None
+    return model.peak_bytes(case, 0), model.peak_bytes(case, 1) if backward else None
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -49,7 +49,17 @@ class Grid:
             self.dtype, self.precision, self.causal, self.batch, self.heads, self.d_model, self.seq_len
         )
         found = [
-            Case(batch, heads, kv_heads, seq_len, kv_len, d_model, dtype, precision if dtype == "float32" else "ieee", causal)
+            Case(
+                batch,
+                heads,
+                kv_heads,
+                seq_len,
+                kv_len,
+                d_model,
+                dtype,
+                precision if dtype == "float32" else "ieee",
+                causal,
+            )
             for dtype, precision, causal, batch, heads, d_model, seq_len in product
             for kv_heads in self.kv_heads or (heads,)
             for kv_len in self.kv_len or (seq_len,)
@@ -73,14 +83,16 @@ class Grid:
             raise RequestError(f"{where}: {error}") from None
         return grid
 
-    def but(self, changes: Mapping[str, Any], where: str = "grid") -> Grid:
+    def but(
+        self, changes: Mapping[str, Any], where: str = "grid", say_path: Callable[[str], str] = lambda path: path
+    ) -> Grid:
         """This grid with some dimensions replaced. Raises `RequestError` as `from_dict` does."""
-        changed = structure(Grid, changes, where)
+        changed = structure(Grid, changes, where, say_path)
         grid = replace(self, **{name: getattr(changed, name) for name in changes})
         try:
             grid.cases()
         except RequestError as error:
-            raise RequestError(f"{where}: {error}") from None
+            raise RequestError(f"{where}: {error}" if where else str(error)) from None
         return grid
 
 
@@ -146,14 +158,18 @@ def _parse_spec(text: str, where: str, name: str) -> Spec:
 # --- from plain values to typed ones, with every error's path -------------------------------------------------------
 
 
-def structure(cls: type[Any], values: Any, where: str) -> Any:
-    """`values` as a `cls`. Raises one `RequestError` that names every wrong value, each by its path below `where`."""
+def structure(cls: type[Any], values: Any, where: str, say_path: Callable[[str], str] = lambda path: path) -> Any:
+    """`values` as a `cls`.
+
+    Raises:
+        RequestError: one for all wrong values, each with its path below `where`, as `say_path` puts it.
+    """
     try:
         return _converter.structure(values, cls)
     except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
-        problems = cattrs.transform_error(error, path="", format_exception=_say)
-        split = (problem.rsplit(" @ ", 1) for problem in problems)
-        raise RequestError(f"{where}: " + "; ".join(f"{path.lstrip('.') or 'file'}: {text}" for text, path in split)) from None
+        found = (problem.rsplit(" @ ", 1) for problem in cattrs.transform_error(error, path="", format_exception=_say))
+        problems = "; ".join(f"{say_path(path.lstrip('.') or 'file')}: {text}" for text, path in found)
+        raise RequestError(f"{where}: {problems}" if where else problems) from None
 
 
 def _say(error: BaseException, _type: Any) -> str:
@@ -192,6 +208,9 @@ def _one_of(kind: str, known: tuple[str, ...]) -> Any:
     return hook
 
 
+MAY_BE_EMPTY = ("kv_heads", "kv_len", "backends")
+
+
 def _tables(cls: type[Any]) -> Any:
     """Structures `cls` from a table, with a lone value taken for a list of one."""
     inner = cattrs.gen.make_dict_structure_fn(cls, _converter, _cattrs_forbid_extra_keys=True)
@@ -200,7 +219,12 @@ def _tables(cls: type[Any]) -> Any:
     def hook(values: Any, _type: Any) -> Any:
         if not isinstance(values, Mapping):
             raise ValueError(f"{values!r} is not a table")
-        listed = {key: [value] if key in lists and not isinstance(value, list | tuple) else value for key, value in values.items()}
+        if empty := [key for key, value in values.items() if value == [] and key not in MAY_BE_EMPTY]:
+            raise ValueError(f"{', '.join(empty)} is empty; leave it out for its default")
+        listed = {
+            key: [value] if key in lists and not isinstance(value, list | tuple) else value
+            for key, value in values.items()
+        }
         return inner(listed, cls)
 
     return hook

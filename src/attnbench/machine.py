@@ -139,10 +139,17 @@ def torch_software() -> dict[str, Any]:
     """What torch was built with and found; to be called where torch is loaded."""
     torch = sys.modules["torch"]
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """In what two machines differ that a run must have in common, in words; None if in nothing."""
-    parts = [f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in IDENTITY if before.get(key) != now.get(key)]
+    parts = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in IDENTITY if before.get(key) != now.get(key)
+    ]
     return "; ".join(parts) or None

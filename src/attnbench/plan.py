@@ -136,11 +136,11 @@ def make_plan(request: Request, executor: LocalExecutor) -> Plan:
 
 
 def _cell(request: Request, case: Case, backend: dict[str, Any], refusal: str | None, cores: int) -> Cell:
-    model = backend["memory_model"]
-    peaks = forecast.memory_bytes(case, model, backward=request.backward)
+    family, device = backend["memory_model"], request.device.split(":")[0]
+    peaks = forecast.memory_bytes(case, family, device, backward=request.backward)
     forward, backward = peaks if peaks and not refusal else (None, None)
     seconds = forecast.seconds(
-        case, model, request.device, cores,
+        case, family, device, cores,
         backward=request.backward, budget_s=request.budget_s, compiles=backend["compiles"],
     )  # fmt: skip
     return Cell(
@@ -162,4 +162,3 @@ def _memory_limit_MiB(request: Request, machine: dict[str, Any]) -> float | None
     index = int(request.device.partition(":")[2] or 0)
     gpus = machine["gpus"]
     return gpus[index]["memory_MiB"] if index < len(gpus) else None
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from rich.console import Console
@@ -68,37 +67,36 @@ def outcome(record: Record) -> str:
     return f"ok  forward {record.forward_ms:.4g} ms{backward}{peak}{tags}"
 
 
-class Display(AbstractContextManager["Display"], Protocol):
+class Display(Protocol):
     """A `Watcher` that is entered for the length of the sweep."""
 
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
     def working(self, cell: Cell) -> None: ...
 
     def finished(self, cell: Cell, record: Record) -> None: ...
 
 
-class Silent(nullcontext["Silent"]):
+class Silent:
     """Shows nothing."""
 
-    def __enter__(self) -> Silent:
-        return self
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
     def working(self, cell: Cell) -> None: ...
 
     def finished(self, cell: Cell, record: Record) -> None: ...
 
 
-class Lines(nullcontext["Lines"]):
+class Lines(Silent):
     """A line on standard error for each finished cell."""
 
     def __init__(self, plan: Plan, done: set[str]) -> None:
-        super().__init__()
         self._forecast = Forecast(plan, done)
         self._total, self._count = len(plan.cells), len(done)
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def working(self, cell: Cell) -> None: ...
 
     def finished(self, cell: Cell, record: Record) -> None:
         self._forecast.finished(cell)
@@ -107,7 +105,7 @@ class Lines(nullcontext["Lines"]):
         print(f"[{self._count}/{self._total}] {describe(cell)}  {outcome(record)}{left}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-class Live(AbstractContextManager["Live"]):
+class Live:
     """Finished cells scroll by above a bar that says what is at work and how long it will take."""
 
     def __init__(self, plan: Plan, done: set[str]) -> None:
@@ -122,9 +120,8 @@ class Live(AbstractContextManager["Live"]):
         )
         self._task = self._progress.add_task("", total=len(plan.cells), completed=len(done), left=clock(plan.seconds))
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> None:
         self._progress.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
@@ -135,7 +132,9 @@ class Live(AbstractContextManager["Live"]):
     def finished(self, cell: Cell, record: Record) -> None:
         self._forecast.finished(cell)
         colour = {"ok": "green", "unsupported": "dim", "oom": "yellow", "timeout": "yellow"}.get(record.status, "red")
-        self._progress.console.print(f"{describe(cell)}  [{colour}]", outcome(record), sep="", markup=True, highlight=False)
+        self._progress.console.print(
+            f"{describe(cell)}  [{colour}]", outcome(record), sep="", markup=True, highlight=False
+        )
         self._progress.update(self._task, advance=1, left=clock(self._forecast.seconds_left()))
 
 

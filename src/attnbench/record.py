@@ -147,8 +147,11 @@ class Record:
         known = {field.name for field in fields(cls)}
         if strange := sorted(set(values) - known):
             raise RequestError(f"a record has fields this attnbench does not know: {', '.join(strange)}")
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
         try:
-            record = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            record = cls(**given)
         except TypeError as error:
             raise RequestError(f"a record lacks fields: {error}") from None
         if record.status not in STATUSES:

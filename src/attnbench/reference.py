@@ -1,13 +1,16 @@
 """The float64 oracle, computed in blocks, and how far from it a result may be.
 
-The reference never holds a full score matrix: memory is linear in sequence length. The output is known for every row.
-Of dq, a row out of every `STRIDE` consecutive ones is known, drawn at random for each head, and of dk and dv likewise a
-key: recomputing one such row costs as much as a row of the forward, so the sample costs 1/`STRIDE` of a full backward.
+The reference never holds a full score matrix: memory is linear in sequence length. In every head that is compared, the
+output is known for every row. Of dq, a row out of every `STRIDE` consecutive ones is known, drawn at random for each
+head, and of dk and dv likewise a key, so that the sample costs 1/`STRIDE` of a full backward. All heads are compared
+while that takes less than `MOST_SCORES` scores; beyond, the first and the last key head (with their query heads) and as
+many others, drawn at random, as fit. Whether values are finite is checked on every element of every head.
 
-What a sample can miss follows from that. A fault in L consecutive rows of one head is hit with certainty where L ≥ 127
-(it then covers a whole stretch of 64), and where it fills an aligned block of 64, as a fault in a kernel's tile does;
-a shorter one with a probability of at least L/64 when it lies inside one stretch; and if it hits all of B heads alike,
-the chance to miss it falls to the B-th power. Whether values are finite is checked on every element.
+What that can miss: in a head that is compared, nothing of the output. In dq, dk and dv a fault in L consecutive rows is
+hit with certainty where it covers an aligned stretch of `STRIDE`, as it does where L ≥ 2·`STRIDE` − 1 or where a kernel's
+tile of 64 is wrong; a shorter one inside a stretch with probability L/`STRIDE`, and if it hits all of B heads that are
+compared alike, it is missed with probability (1 − L/`STRIDE`)^B. A fault in a single head out of G, of which S are
+compared, is missed with probability 1 − S/G, unless it is the first or the last.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ STRIDE = 64
 BLOCK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Scores held at a time: a block that stays in a CPU's cache, or that fills a GPU."""
 
+MOST_SCORES = {"cpu": 1 << 30, "cuda": 1 << 34}
+"""Scores that the reference computes at the most, before it compares a sample of heads: a few seconds' work."""
+
 TOLERANCE: dict[tuple[str, str], float] = {
     ("float64", "ieee"): 1e-12,
     ("float32", "ieee"): 1e-5,
@@ -41,12 +47,16 @@ TOLERANCE: dict[tuple[str, str], float] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """float64 values; H = batch · heads, G = batch · kv_heads. `rows_HR` and `keys_GS` index what dq, dk and dv hold.
+    """float64 values of H query heads and G key heads, which `heads_H` and `groups_G` count over batch and heads.
+
+    `rows_HR` and `keys_GS` index what dq, dk and dv hold.
 
     `terms_*` are the norms of dq's and dk's rows had their terms been added without cancelling: the size of what was
     summed, to which rounding errors are relative where the sum itself all but vanishes (with a single key, say).
     """
 
+    heads_H: Tensor
+    groups_G: Tensor
     out_HNd: Tensor
     rows_HR: Tensor
     keys_GS: Tensor
@@ -70,11 +80,22 @@ class _Oracle:
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self.case = case
         self.device = inputs.q.device
-        self.q_HNd, self.do_HNd = inputs.q.detach().flatten(0, 1), inputs.do.flatten(0, 1)
-        self.k_GMd, self.v_GMd = inputs.k.detach().flatten(0, 1), inputs.v.detach().flatten(0, 1)
         self.scale = 1 / math.sqrt(case.d_model)
         self.offset = case.kv_len - case.seq_len
         self.sampler = torch.Generator().manual_seed(case.seq_len * 31 + case.kv_len)
+        group = case.heads // case.kv_heads
+        self.groups_G = self._choose(case.batch * case.kv_heads, group * case.seq_len * case.kv_len)
+        self.heads_H = (self.groups_G[:, None] * group + torch.arange(group, device=self.device)).flatten()
+        self.q_HNd, self.do_HNd = (x.detach().flatten(0, 1)[self.heads_H] for x in (inputs.q, inputs.do))
+        self.k_GMd, self.v_GMd = (x.detach().flatten(0, 1)[self.groups_G] for x in (inputs.k, inputs.v))
+
+    def _choose(self, groups: int, scores_each: int) -> Tensor:
+        """Indices of the key heads to compare, ascending: the first, the last, and others at random up to the limit."""
+        most = max(2, MOST_SCORES[self.device.type] // scores_each)
+        if groups <= most:
+            return torch.arange(groups, device=self.device)
+        inner = torch.randperm(groups - 2, generator=self.sampler)[: most - 2] + 1
+        return torch.cat([torch.tensor([0, groups - 1]), inner]).sort().values.to(self.device)
 
     def solve(self, backward: bool) -> Reference:
         case = self.case
@@ -96,7 +117,7 @@ class _Oracle:
                 dq[head], terms_dq[head] = self._dq(*known, rows[head])
                 shared = head // group
                 self._add_dk_dv(*known, keys[shared], dk[shared], dv[shared], terms_dk[shared])
-        return Reference(out, rows, keys, dq, dk, dv, terms_dq, terms_dk.sqrt_())
+        return Reference(self.heads_H, self.groups_G, out, rows, keys, dq, dk, dv, terms_dq, terms_dk.sqrt_())
 
     def _sample(self, heads: int, length: int) -> Tensor:
         """One index out of every `STRIDE`, anew for each head, ascending; (heads, ⌈length/STRIDE⌉)."""
@@ -192,21 +213,22 @@ class Errors:
 def compare(case: Case, expected: Reference, out: Tensor, grads: tuple[Tensor, ...] | None) -> Errors:
     """How far a result is from the reference; `grads` are dq, dk and dv, or None after a forward alone."""
     none = torch.zeros((), dtype=torch.float64, device=out.device)
-    to_compare = [("out", out.detach(), None, expected.out_HNd, none)]
+    H, G = expected.heads_H, expected.groups_G
+    to_compare = [("out", out.detach(), H, None, expected.out_HNd, none)]
     if grads is not None:
         dq, dk, dv = grads
         to_compare += [
-            ("dq", dq, expected.rows_HR, expected.dq_HRd, expected.terms_dq_HR),
-            ("dk", dk, expected.keys_GS, expected.dk_GSd, expected.terms_dk_GS),
-            ("dv", dv, expected.keys_GS, expected.dv_GSd, none),
+            ("dq", dq, H, expected.rows_HR, expected.dq_HRd, expected.terms_dq_HR),
+            ("dk", dk, G, expected.keys_GS, expected.dk_GSd, expected.terms_dk_GS),
+            ("dv", dv, G, expected.keys_GS, expected.dv_GSd, none),
         ]
     errors: dict[str, float | None] = {}
     not_finite: dict[str, int] = {}
-    for name, result, index, wanted, terms in to_compare:
+    for name, result, heads, index, wanted, terms in to_compare:
         if count := int((~torch.isfinite(result)).sum()):
             not_finite[name], errors[name] = count, None
             continue
-        rows = result.flatten(0, 1)
+        rows = result.flatten(0, 1)[heads]
         known = rows if index is None else rows.gather(1, index[..., None].expand(-1, -1, case.d_model))
         errors[name] = row_error(known, wanted, terms)
     return Errors(errors, TOLERANCE[case.dtype, case.precision], not_finite)

@@ -90,7 +90,11 @@ class Request:
     def difference(self, other: Request) -> str | None:
         """In what another request differs, in words; None if in nothing. The name a grid was called by does not count."""
         mine, theirs = self.to_dict(), other.to_dict()
-        parts = [f"{key} was {mine[key]!r} and is {theirs[key]!r}" for key in mine if key != "name" and mine[key] != theirs[key]]
+        parts = [
+            f"{key} was {mine[key]!r} and is {theirs[key]!r}"
+            for key in mine
+            if key != "name" and mine[key] != theirs[key]
+        ]
         return "; ".join(parts) or None
 
 

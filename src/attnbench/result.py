@@ -49,7 +49,9 @@ class Result:
             import pandas
         except ImportError:
             raise RequestError("to_dataframe needs pandas; install it by: pip install 'attnbench[dataframe]'") from None
-        return pandas.DataFrame([record.to_dict() for record in self.records], columns=list(Record.__dataclass_fields__))
+        return pandas.DataFrame(
+            [record.to_dict() for record in self.records], columns=list(Record.__dataclass_fields__)
+        )
 
     def to_markdown(self, layout: str = "full") -> str:
         """The report; `layout` is `full`, or `seed` for a run of one backend. Raises `RequestError` as `render` does."""

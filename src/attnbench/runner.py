@@ -88,6 +88,7 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         "budget_s": request.budget_s / (1 if whole else ROUNDS),
     }
     began = time.monotonic()
+    reply: dict[str, Any]
     try:
         reply = executor.ask(message, max(0.0, request.timeout_s - visits.seconds))
     except WorkerLost as lost:

@@ -10,7 +10,10 @@ from attnbench.report.tables import Table, markdown_table
 
 
 def backends_text(told: list[dict[str, Any]], device: str) -> str:
-    rows = [[backend["name"], backend["unavailable"] or "available", backend["version"], backend["about"]] for backend in told]
+    rows = [
+        [backend["name"], backend["unavailable"] or "available", backend["version"], backend["about"]]
+        for backend in told
+    ]
     return markdown_table(Table(["backend", f"on {device}", "version", "what it is"], rows).without_empty_columns())
 
 
@@ -20,13 +23,13 @@ def plan_text(plan: Plan) -> str:
     backends = list(dict.fromkeys(cell.backend for cell in plan.cells))
     lengths = sorted({cell.case.seq_len for cell in plan.cells})
     runs = [cell for cell in plan.cells if not cell.refusal]
-    parts = [
-        f"{len(runs)} cells to run of {len(plan.cells)} on {request.device}: {len(request.cases())} cases, "
-        f"{len(backends)} backends, about {clock(plan.seconds)}."
-    ]
+    cells, cases = f"{len(runs)} cells to run of {len(plan.cells)}", f"{len(request.cases())} cases"
+    parts = [f"{cells} on {request.device}: {cases}, {len(backends)} backends, about {clock(plan.seconds)}."]
 
     def peak(backend: str, length: int) -> str | None:
-        peaks = [cell.peak_MiB for cell in runs if cell.backend == backend and cell.case.seq_len == length and cell.peak_MiB]
+        peaks = [
+            cell.peak_MiB for cell in runs if cell.backend == backend and cell.case.seq_len == length and cell.peak_MiB
+        ]
         return f"{max(peaks):.0f}" if peaks else None
 
     rows = [[name, *(peak(name, length) for length in lengths)] for name in backends]

@@ -193,7 +193,9 @@ def _lock(descriptor: int, directory: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise RequestError(f"another attnbench is writing to {directory}; wait for it, or choose another --out") from None
+        raise RequestError(
+            f"another attnbench is writing to {directory}; wait for it, or choose another --out"
+        ) from None
 
 
 def _to_json(header: Header) -> str:

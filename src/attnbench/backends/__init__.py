@@ -69,9 +69,7 @@ class Backend:
 def check_name(name: str) -> None:
     """Raises `RequestError` for a name that can be no backend; says nothing of what only loading can tell."""
     if name not in BUILTIN and name not in _decorated and ":" not in name:
-        raise unknown(
-            "backend", name, [*BUILTIN, *_decorated, "all", "FILE.py:function", "package.module:function"]
-        )
+        raise unknown("backend", name, [*BUILTIN, *_decorated, "all", "FILE.py:function", "package.module:function"])
 
 
 def load(name: str, source: str | None = None) -> Backend:

@@ -36,15 +36,18 @@ def user_backend(name: str, where: str) -> Backend:
         function = getattr(function, part, None)
     if not callable(function):
         known = sorted(key for key, value in vars(module).items() if inspect.isfunction(value))
-        raise RequestError(f"backend {name!r}: {place} has no function {attribute!r}; it has: {', '.join(known) or 'none'}")
-    takes = _keywords(name, function)
+        raise RequestError(
+            f"backend {name!r}: {place} has no function {attribute!r}; it has: {', '.join(known) or 'none'}"
+        )
+    call: Any = function
+    takes = _keywords(name, call)
 
     def build(case: Case) -> Attention:
         given = {"causal": case.causal, "scale": 1 / math.sqrt(case.d_model)}
         keywords = {key: value for key, value in given.items() if key in takes}
 
         def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return function(q, k, v, **keywords)
+            return call(q, k, v, **keywords)  # whatever it returns: the caller checks it
 
         return attention
 
@@ -64,7 +67,8 @@ def _module(name: str, place: str) -> tuple[ModuleType, str]:
             if not path.is_file():
                 raise RequestError(f"backend {name!r}: there is no file {place}")
             spec = importlib.util.spec_from_file_location(f"attnbench_user_{path.stem}", path)
-            assert spec is not None and spec.loader is not None  # a .py file always has both
+            assert spec is not None, "a .py file always has a spec"
+            assert spec.loader is not None, "and a loader"
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             sys.path.insert(0, str(path.parent))  # so that it may import its neighbours, as when run as a script
@@ -75,7 +79,9 @@ def _module(name: str, place: str) -> tuple[ModuleType, str]:
     except RequestError:
         raise
     except BaseException as error:  # SystemExit too: whatever a user's module does at import is theirs to mend
-        raise RequestError(f"backend {name!r}: importing {place} raised {type(error).__name__}: {_line(error)}") from None
+        raise RequestError(
+            f"backend {name!r}: importing {place} raised {type(error).__name__}: {_line(error)}"
+        ) from None
     file = getattr(module, "__file__", None)
     code = Path(file).read_bytes() if file else b""
     return module, hashlib.sha256(code).hexdigest()[:12]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -61,19 +62,19 @@ class _Process:
             return 0
 
     def last_words(self, lines: int = 5) -> str:
-        """The end of what it wrote to standard error and output."""
+        """The end of what it wrote to standard error and output, and where in Python a fatal signal hit it."""
         self.log.seek(0, os.SEEK_END)
-        self.log.seek(max(0, self.log.tell() - 8192))
-        text = self.log.read().decode(errors="replace").splitlines()
-        said = [line.strip() for line in text if line.strip() and not line.startswith("Extension modules")]
-        return " | ".join(said[-lines:])
+        self.log.seek(max(0, self.log.tell() - 16384))
+        text, _, fatal = self.log.read().decode(errors="replace").partition("Fatal Python error:")
+        said = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("USDT:")][-lines:]
+        stack = fatal.partition("Current thread")[2].splitlines()
+        where = [line.strip() for line in stack if line.startswith("  File ")][:1]
+        return " | ".join(said + where)
 
     def end(self) -> int:
         """Kills it with all that it started; returns its exit code."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         code = self.popen.wait()
         for pipe in (self.requests, self.replies):
             os.close(pipe)
@@ -112,10 +113,8 @@ class LocalExecutor:
                 the next request starts another.
         """
         process = self._process or self._start()
-        try:
+        with suppress(BrokenPipeError):  # it died between two requests; waiting tells how
             process.send(message)
-        except BrokenPipeError:
-            pass  # it died between two requests; waiting tells how
         reply = self._wait(process, timeout_s)
         if reply.get("sick"):
             self.stop()
@@ -152,7 +151,9 @@ class LocalExecutor:
         os.close(request_read)
         os.close(reply_write)
         self.starts += 1
-        self._process = process = _Process(popen, request_write, reply_read, log, limit if request.device == "cpu" else None)
+        self._process = process = _Process(
+            popen, request_write, reply_read, log, limit if request.device == "cpu" else None
+        )
         reply = self._wait(process, START_TIMEOUT_S)
         if broken := reply.get("broken"):
             self.stop()
@@ -178,16 +179,16 @@ class LocalExecutor:
                 raise WorkerLost("timeout", phase, f"gave no result within {timeout_s:.4g} s; see --timeout")
 
     def _lost(self, process: _Process, phase: str) -> WorkerLost:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.popen.wait(1)  # its pipe is closed; let it die its own death, whose signal is the reason
-        except subprocess.TimeoutExpired:
-            pass
         words = process.last_words()
         code = process.end()
         self._process = None
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         hint = " (perhaps the kernel's out-of-memory killer)" if how == "SIGKILL" else ""
-        return WorkerLost("crash", phase, f"the worker process ended with {how}{hint}" + (f": {words}" if words else ""))
+        return WorkerLost(
+            "crash", phase, f"the worker process ended with {how}{hint}" + (f": {words}" if words else "")
+        )
 
 
 def worker_environment(cache: str) -> dict[str, str]:

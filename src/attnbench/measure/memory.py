@@ -118,7 +118,9 @@ class Ledger:
             self._probe.settle()
         self._note("mem_before_backward_MiB", lambda probe: probe.now_bytes())
         if self.fields:
-            self.fields["saved_activations_MiB"] = self.fields["mem_before_backward_MiB"] - self.fields["mem_after_inputs_MiB"]
+            self.fields["saved_activations_MiB"] = (
+                self.fields["mem_before_backward_MiB"] - self.fields["mem_after_inputs_MiB"]
+            )
         self._forget()
 
     def after_backward(self) -> None:

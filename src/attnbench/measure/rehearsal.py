@@ -44,7 +44,9 @@ class _AllocateOnly(TorchDispatchMode):
             writes = any(result.alias_info.is_write for result in func._schema.returns if result.alias_info)
             return args[0] if writes else func(*args, **kwargs)
         shapes = func(*tree_map(_to_meta, list(args)), **{key: _to_meta(value) for key, value in kwargs.items()})
-        device = next((arg.device for arg in args if isinstance(arg, Tensor)), kwargs.get("device") or torch.device("cpu"))
+        device = next(
+            (arg.device for arg in args if isinstance(arg, Tensor)), kwargs.get("device") or torch.device("cpu")
+        )
         return tree_map(lambda result: _allocate(result, device), shapes)
 
 

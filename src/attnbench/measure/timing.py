@@ -20,6 +20,9 @@ from attnbench.measure.call import Call
 RELATIVE_ERROR = 0.005
 """Sampling ends when the median of each pass is known to this relative standard error."""
 
+WARMTH_MATTERS_S = 0.5
+"""A step on CPU that takes longer needs no other to warm up for it."""
+
 MIN_SAMPLES, MAX_SAMPLES = 10, 1000
 SEED_WARMUP, SEED_ITERATIONS = 10, 100
 
@@ -55,15 +58,24 @@ def settled(samples: list[float]) -> bool:
     return len(samples) >= MAX_SAMPLES or (len(samples) >= MIN_SAMPLES and relative_error(samples) < RELATIVE_ERROR)
 
 
-def time_call(call: Call, device: torch.device, *, backward: bool, budget_s: float) -> Samples:
-    """Samples until they settle or `budget_s` is spent; at least one of each pass."""
-    timer = _cuda if device.type == "cuda" else _cpu
-    return timer(call, device, backward, time.perf_counter() + budget_s)
+def time_call(call: Call, device: torch.device, *, backward: bool, budget_s: float, warm: bool) -> Samples:
+    """Samples until they settle or `budget_s` is spent; at least one of each pass.
+
+    `warm` tells that the same call has just been made, so that a CPU need not be warmed by one that does not count.
+    """
+    deadline = time.perf_counter() + budget_s
+    if device.type == "cuda":
+        return _cuda(call, device, backward, deadline)
+    return _cpu(call, backward, deadline, warm)
 
 
-def _cpu(call: Call, _device: torch.device, backward: bool, deadline: float) -> Samples:
+def _cpu(call: Call, backward: bool, deadline: float, warm: bool) -> Samples:
     samples = Samples()
-    _step(call, backward)  # warms caches and pages
+    if not warm:
+        began = time.perf_counter()
+        _step(call, backward)
+        if time.perf_counter() - began > WARMTH_MATTERS_S:
+            deadline = 0.0  # what is cold at first is little beside that; one more step and this visit is over
     while True:
         start = time.perf_counter()
         out = call.forward()
@@ -89,7 +101,7 @@ def _step(call: Call, backward: bool) -> None:
 # --- CUDA -------------------------------------------------------------------------------------------------------------
 
 BATCH_S = 0.05
-"""Device time of a batch of samples that is queued at once."""
+"""Device time of a batch of samples that is queued at once, and the host time to queue it, at the most."""
 
 MAX_BATCH = 20
 """Samples of a batch at the most: the driver queues about a thousand launches before it makes the host wait."""
@@ -100,7 +112,7 @@ def _cuda(call: Call, device: torch.device, backward: bool, deadline: float) -> 
     queue = _Queue(device)
     host_s, device_s = queue.cost_of(lambda: _step(call, backward))
     per_sample_host, per_sample_device = 2.5 * host_s, 2 * device_s + 1e-4  # the passes apart, then the step whole
-    size = max(1, min(MAX_BATCH, int(BATCH_S / per_sample_device)))
+    size = max(1, min(MAX_BATCH, int(BATCH_S / max(per_sample_device, per_sample_host))))
     while True:
         marks: list[tuple[list[float], torch.cuda.Event, torch.cuda.Event]] = []
         # If the device takes longer than the host, only the first sample has to be waited for.
@@ -153,7 +165,7 @@ class _Queue:
 
     def hold(self, seconds: float) -> None:
         """Keeps the device from starting on what is queued next, for about as long as the host needs to queue it."""
-        torch.cuda._sleep(int(self.cycles_per_s * min(seconds * 1.5 + 2e-4, 0.1)))
+        torch.cuda._sleep(int(self.cycles_per_s * min(seconds * 1.5 + 2e-4, 0.2)))
 
     def timed(self, into: list[float], marks: list[tuple[list[float], torch.cuda.Event, torch.cuda.Event]]) -> _Timed:
         self.flush.zero_()
@@ -175,7 +187,7 @@ class _Timed:
 # --- the seed's protocol ----------------------------------------------------------------------------------------------
 
 
-def time_as_seed(call: Call, device: torch.device, *, backward: bool, budget_s: float) -> Samples:
+def time_as_seed(call: Call, device: torch.device, *, backward: bool, budget_s: float, warm: bool) -> Samples:  # noqa: ARG001
     """The procedure of the table attnbench began with, for comparison with it.
 
     The forward includes a sum over the output; the pass it calls backward is a whole step: forward, sum and a backward

@@ -27,8 +27,12 @@ def render(result: Result, format: str = "markdown", layout: str = "full", backe
     names = list(dict.fromkeys(record.backend for record in result.records))
     if backend is not None:
         if backend not in names:
-            raise RequestError(f"backend {backend!r} is not in {result.directory}; it has: {', '.join(names) or 'no records'}")
-        result = Result(result.directory, result.header, [record for record in result.records if record.backend == backend])
+            raise RequestError(
+                f"backend {backend!r} is not in {result.directory}; it has: {', '.join(names) or 'no records'}"
+            )
+        result = Result(
+            result.directory, result.header, [record for record in result.records if record.backend == backend]
+        )
     if format == "csv":
         return records_csv(result.records)
     if format == "json":

@@ -48,7 +48,10 @@ def _machine(result: Result, writer: Writer) -> list[str]:
         ("system", f"{machine['system']}, {machine['kernel']}, Python {machine['python']}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in machine["packages"].items())),
         ("CUDA, cuDNN", ", ".join(str(software[key]) for key in ("cuda", "cudnn") if software.get(key)) or None),
-        ("protocol", f"{header.request['protocol']}, {header.request['budget_s']} s a cell, seed {header.request['seed']}"),
+        (
+            "protocol",
+            f"{header.request['protocol']}, {header.request['budget_s']} s a cell, seed {header.request['seed']}",
+        ),
         ("attnbench", header.attnbench),
     ]
     return [writer.heading("Machine", 2), writer.table(Table(["what", "value"], [row for row in rows if row[1]]))]
@@ -57,8 +60,12 @@ def _machine(result: Result, writer: Writer) -> list[str]:
 def _summary(result: Result, writer: Writer) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items())) or "none"
     parts = [writer.text(f"{len(result.records)} of {result.header.cells} cells: {counts}.")]
-    failed = Counter((record.backend, record.outcome, record.reason) for record in result.records if record.status in FAILURES)
-    refused = Counter((record.backend, record.outcome, record.reason) for record in result.records if record.status == "unsupported")
+    failed = Counter(
+        (record.backend, record.outcome, record.reason) for record in result.records if record.status in FAILURES
+    )
+    refused = Counter(
+        (record.backend, record.outcome, record.reason) for record in result.records if record.status == "unsupported"
+    )
     if reasons := failed + refused:
         rows = [[*key, count] for key, count in reasons.items()]
         parts.append(writer.table(Table(["backend", "status", "reason", "cells"], rows)))
@@ -90,7 +97,9 @@ def _by_backend(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _cells(records: Sequence[Record]) -> Table:
     """Every cell; the record's columns but for raw samples, for what the section has in common and for what is empty."""
-    names = [name for name in Record.__dataclass_fields__ if name not in NOT_A_COLUMN and not name.endswith("_samples_ms")]
+    names = [
+        name for name in Record.__dataclass_fields__ if name not in NOT_A_COLUMN and not name.endswith("_samples_ms")
+    ]
     if all(record.kv_len == record.seq_len for record in records):
         names.remove("kv_len")
     first = ["backend", "d_model", "seq_len", "outcome", "forward_ms", "backward_ms", "forward_backward_ms"]
@@ -98,7 +107,9 @@ def _cells(records: Sequence[Record]) -> Table:
     order = {name: index for index, name in enumerate(_by_backend(records))}
     ordered = sorted(records, key=lambda record: (record.d_model, record.seq_len, record.kv_len, order[record.backend]))
     headers = ["status" if name == "outcome" else name for name in names]
-    return Table(headers, [[_cell(getattr(record, name)) for name in names] for record in ordered]).without_empty_columns()
+    return Table(
+        headers, [[_cell(getattr(record, name)) for name in names] for record in ordered]
+    ).without_empty_columns()
 
 
 def _cell(value: Any) -> Any:
@@ -118,8 +129,12 @@ def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
         failed = [record for record in of_width if record.status != "ok"]
         if not lengths:
             return failed[0].outcome if failed else None
-        beyond = min((record for record in failed if record.seq_len > max(lengths)), key=lambda r: r.seq_len, default=None)
-        return str(max(lengths)) + (f", then {beyond.outcome}" if beyond else " (all)" if max(lengths) == largest else "")
+        beyond = min(
+            (record for record in failed if record.seq_len > max(lengths)), key=lambda r: r.seq_len, default=None
+        )
+        return str(max(lengths)) + (
+            f", then {beyond.outcome}" if beyond else " (all)" if max(lengths) == largest else ""
+        )
 
     rows = [[name, *(reached(own, width) for width in widths)] for name, own in _by_backend(records).items()]
     return [
@@ -181,7 +196,11 @@ PIVOTS: dict[str, Callable[[Record], float | None]] = {
 def _pivots(records: Sequence[Record], writer: Writer) -> list[str]:
     parts = []
     for title, value in PIVOTS.items():
-        found = [(name, own) for name, own in _by_backend(records).items() if any(value(record) is not None for record in own)]
+        found = [
+            (name, own)
+            for name, own in _by_backend(records).items()
+            if any(value(record) is not None for record in own)
+        ]
         if found:
             parts.append(writer.heading(f"{title} by seq_len and d_model", 3))
         for name, own in found:

@@ -17,13 +17,17 @@ def document(result: Result, writer: Writer) -> str:
     records = sorted(result.records, key=lambda record: (record.d_model, record.seq_len))
     backends = list(dict.fromkeys(record.backend for record in records))
     if len(backends) != 1:
-        raise RequestError(f"the seed layout shows one backend; choose by --backend one of: {', '.join(backends) or '(no records)'}")
+        raise RequestError(
+            f"the seed layout shows one backend; choose by --backend one of: {', '.join(backends) or '(no records)'}"
+        )
     for name in Case.__dataclass_fields__:
         values = {getattr(record, name) for record in records}
         follows = name == "kv_len" and all(record.kv_len == record.seq_len for record in records)
         if name not in ("seq_len", "d_model") and len(values) > 1 and not follows:
             shown = ", ".join(sorted(map(str, values)))
-            raise RequestError(f"the seed layout has columns for seq_len and d_model alone, but {name} is {shown}; use --layout full")
+            raise RequestError(
+                f"the seed layout has columns for seq_len and d_model alone, but {name} is {shown}; use --layout full"
+            )
     columns = ("d_model", "seq_len", "forward_ms", "backward_ms", "outcome")
     table = Table([*columns[:-1], "status"], [[getattr(record, column) for column in columns] for record in records])
     return "\n".join([

@@ -77,7 +77,9 @@ def records_csv(records: Sequence[Record]) -> str:
     writer.writeheader()
     for record in records:
         values = record.to_dict()
-        writer.writerow({name: json.dumps(value) if isinstance(value, tuple) else value for name, value in values.items()})
+        writer.writerow(
+            {name: json.dumps(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        )
     return buffer.getvalue()
 
 

@@ -1,0 +1,61 @@
+"""What tests share: cases, and runs on a CPU that take seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.case import Case
+from attnbench.record import Record
+
+DATA = Path(__file__).parent / "data"
+MISBEHAVING = DATA / "misbehaving.py"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """GPU tests run only where they are asked for by `-m gpu`."""
+    if "gpu" in str(config.getoption("-m")):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU; run by: pytest -m gpu"))
+
+
+def small(**changes: Any) -> Case:
+    """A case that takes milliseconds."""
+    sizes: dict[str, Any] = {"batch": 1, "heads": 2, "kv_heads": 2, "seq_len": 64, "kv_len": 64, "d_model": 16}
+    return Case(**sizes | changes)
+
+
+def record(case: Case | None = None, backend: str = "eager", **outcome: Any) -> Record:
+    given: dict[str, Any] = {"status": "ok"} | outcome
+    return Record.of(case or small(), backend, run_id="r", device="cpu", **given)
+
+
+Attnbench = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def attnbench(tmp_path: Path) -> Attnbench:
+    """Runs the command in a process of its own, in an empty folder."""
+
+    def run(*args: str | Path, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "attnbench", *map(str, args)]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False, **options
+        )
+
+    return run
+
+
+SMALL_GRID = ("--batch", "1", "--d-model", "16", "--seq-len", "64", "--budget", "0.05", "--device", "cpu")
+
+
+def records_of(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]

@@ -1,0 +1,1 @@
+raise RuntimeError("the library it needs is missing")

@@ -1,0 +1,42 @@
+"""Everything outside the worker process works without loading torch, and loads fast."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+OUTSIDE = [
+    "attnbench",
+    "attnbench.cli",
+    "attnbench.api",
+    "attnbench.runner",
+    "attnbench.report",
+    "attnbench.plan",
+    "attnbench.store",
+]
+INSIDE = ["attnbench.worker", "attnbench.reference", "attnbench.inputs", "attnbench.backends.sdpa"]
+
+
+def loads_torch(module: str) -> bool:
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return told.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_it_loads_no_torch(module: str) -> None:
+    assert not loads_torch(module)
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_the_test_above_can_fail(module: str) -> None:
+    assert loads_torch(module)
+
+
+def test_the_public_names_are_sorted_and_there() -> None:
+    import attnbench
+
+    assert attnbench.__all__ == sorted(attnbench.__all__, key=lambda name: (name.islower(), name))
+    assert all(hasattr(attnbench, name) for name in attnbench.__all__)

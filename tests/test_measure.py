@@ -1,0 +1,201 @@
+"""Time, memory and rehearsal on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from attnbench import backends, forecast
+from attnbench.case import Case
+from attnbench.families import family
+from attnbench.inputs import make_inputs
+from attnbench.measure.call import Call
+from attnbench.measure.kernels import Watch
+from attnbench.measure.memory import Ledger, ResidentProbe, probe
+from attnbench.measure.rehearsal import rehearse
+from attnbench.measure.timing import Samples, relative_error, settled, time_as_seed, time_call
+from conftest import small
+
+CPU = torch.device("cpu")
+
+
+class Paced(torch.autograd.Function):
+    """Sleeps 4 ms forward and 12 ms backward, and counts."""
+
+    forwards = backwards = 0
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        Paced.forwards += 1
+        time.sleep(0.004)
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        Paced.backwards += 1
+        time.sleep(0.012)
+        return grad
+
+
+def paced() -> Call:
+    Paced.forwards = Paced.backwards = 0
+    return Call(lambda q, k, v: Paced.apply(q) + 0 * (k.sum() + v.sum()), make_inputs(small(), CPU, 0))
+
+
+def test_backward_is_the_backward_alone_and_the_step_is_both() -> None:
+    samples = time_call(paced(), CPU, backward=True, budget_s=0.3, warm=False)
+    assert statistics.median(samples.forward) == pytest.approx(4.5, abs=1)
+    assert statistics.median(samples.backward) == pytest.approx(12.5, abs=1)
+    assert statistics.median(samples.forward_backward) == pytest.approx(17, abs=2)
+    assert len(samples.forward) == len(samples.backward) == len(samples.forward_backward)
+
+
+def test_nothing_is_accumulated() -> None:
+    call = paced()
+    time_call(call, CPU, backward=True, budget_s=0.05, warm=True)
+    assert all(tensor.grad is None for tensor in call.inputs)
+
+
+def test_a_forward_alone_calls_no_backward() -> None:
+    samples = time_call(paced(), CPU, backward=False, budget_s=0.05, warm=True)
+    assert samples.forward
+    assert not samples.backward
+    assert Paced.backwards == 0
+
+
+def test_it_stops_when_the_budget_is_spent_and_has_one_sample_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "RELATIVE_ERROR", -1)
+    began = time.perf_counter()
+    time_call(paced(), CPU, backward=True, budget_s=0.2, warm=True)
+    assert 0.2 <= time.perf_counter() - began < 0.5
+    assert len(time_call(paced(), CPU, backward=True, budget_s=0, warm=True).forward) == 1
+
+
+def test_it_stops_when_the_median_is_known() -> None:
+    steady = [1.0, 1.001, 0.999] * 4
+    wild = [1.0, 2.0, 0.5] * 4
+    assert settled(steady)
+    assert not settled(wild)
+    assert not settled(steady[:5]), "too few to tell"
+    assert settled(wild * 100), "no end of sampling"
+    assert relative_error(wild) > 100 * relative_error(steady)
+    assert Samples(forward=steady, backward=steady).settled
+    assert not Samples(forward=steady, backward=wild).settled
+
+
+def test_the_seeds_protocol_is_a_hundred_forwards_and_a_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    samples = time_as_seed(paced(), CPU, backward=True, budget_s=60, warm=False)
+    assert (len(samples.forward), len(samples.backward), len(samples.forward_backward)) == (100, 100, 0)
+    assert (Paced.forwards, Paced.backwards) == (220, 110)
+
+
+def test_the_seeds_backward_is_a_whole_step() -> None:
+    samples = time_as_seed(paced(), CPU, backward=True, budget_s=0.5, warm=False)
+    assert statistics.mean(samples.forward) == pytest.approx(4.5, abs=1.5)
+    assert statistics.mean(samples.backward) == pytest.approx(17, abs=3)
+
+
+def test_the_seeds_protocol_keeps_to_a_budget() -> None:
+    samples = time_as_seed(paced(), CPU, backward=True, budget_s=0.06, warm=False)
+    assert 1 <= len(samples.forward) < 20
+    assert 1 <= len(samples.backward) < 20
+
+
+needs_probe = pytest.mark.skipif(probe(CPU) is None, reason="this system does not tell a process's peak")
+
+
+@needs_probe
+def test_the_resident_peak_is_seen_and_forgotten() -> None:
+    resident = ResidentProbe()
+    base = resident.now_bytes()
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    del block
+    assert resident.peak_bytes() - base > 60 << 20
+    resident.settle()
+    resident.forget_peak()
+    assert resident.peak_bytes() - base < 20 << 20
+
+
+def step_ledger(device: torch.device, case: Case, name: str) -> dict[str, float]:
+    """What the memory ledger tells of a step, after another that loaded and made what stays."""
+    attention = backends.load(name).build(case)
+    fields: dict[str, float] = {}
+    for _ in range(2):
+        ledger = Ledger(device)
+        call = Call(attention, make_inputs(case, device, 0))
+        ledger.after_inputs()
+        out = call.forward()
+        ledger.after_forward()
+        grads = call.backward(out)
+        ledger.after_backward()
+        assert len(grads) == 3
+        fields = ledger.fields
+        del call, out, grads
+    return fields
+
+
+@needs_probe
+@pytest.mark.parametrize("name", ["naive", "eager", "sdpa-math"])
+def test_memory_is_told_phase_by_phase_and_forecasts_hold(name: str) -> None:
+    case = small(batch=8, heads=1, kv_heads=1, seq_len=1024, kv_len=1024)  # 32 MiB a score matrix
+    told = step_ledger(CPU, case, name)
+    assert told["mem_after_inputs_MiB"] == pytest.approx(2, abs=1.5)
+    assert told["saved_activations_MiB"] == pytest.approx(
+        told["mem_before_backward_MiB"] - told["mem_after_inputs_MiB"]
+    )
+    expected = forecast.memory_bytes(case, name, "cpu")
+    assert expected is not None
+    assert expected[1] is not None
+    peak = max(told["forward_peak_MiB"], told["backward_peak_MiB"])
+    assert peak == pytest.approx(max(expected[0], expected[1]) / (1 << 20), rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["naive", "eager", "sdpa-math"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_rehearsal_makes_the_allocations_of_a_step_and_none_of_its_work(name: str, causal: bool) -> None:
+    case = small(batch=4, seq_len=2048, kv_len=2048, causal=causal)  # 128 MiB a score matrix
+    assert backends.load(name).rehearsable
+    call = Call(backends.load(name).build(case), make_inputs(case, CPU, 0))
+    began, phases = time.perf_counter(), []
+    rehearse(call, phases.append, backward=True)
+    rehearsed = time.perf_counter() - began
+    began = time.perf_counter()
+    call.backward(call.forward())
+    assert phases == ["forward", "backward"]
+    assert rehearsed < (time.perf_counter() - began) / 5
+
+
+def test_it_is_told_what_ran() -> None:
+    case = small(seq_len=256, kv_len=256)
+    flash, eager = (
+        Call(backends.load(name).build(case), make_inputs(case, CPU, 0)) for name in ("sdpa-flash", "eager")
+    )
+    with Watch(CPU) as watch:
+        watch(flash.forward)
+        out = watch(eager.forward)
+        watch(lambda: eager.backward(out))
+    first, second, third = watch.seen()
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in first.names
+    assert {"aten::bmm", "aten::_softmax"} <= set(second.names)
+    assert "aten::_softmax_backward_data" in third.names
+    assert family(first.names) == "flash"
+    assert family(second.names) == "math"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128", "cudnn"),
+        ("void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64, 128, 128>>", "flash"),
+        ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<float>)", "efficient"),
+        ("void (anonymous namespace)::softmax_warp_forward<float, float, float, 10>", "math"),
+        ("ampere_sgemm_128x64_tn", None),
+    ],
+)
+def test_kernel_names_tell_their_family(kernel: str, expected: str | None) -> None:
+    assert family((kernel,)) == expected
