@@ -44,7 +44,9 @@ def test_it_is_right_where_it_takes_a_case(name: str, shape: str) -> None:
     backend = backends.load(name)
     reason = backend.refuses(Ask(case, "cpu"))
     if reason:
-        assert case.masked_rows or (name == "sdpa-flash" and case.causal and case.seq_len != case.kv_len), reason
+        assert (case.masked_rows and name in ("naive", "eager")) or (
+            name == "sdpa-flash" and case.causal and case.seq_len != case.kv_len
+        ), reason
         return
     call = Call(backend.build(case), make_inputs(case, CPU, 0))
     out = call.check_output(call.forward())

@@ -21,7 +21,8 @@ from conftest import DATA, records_of, small
 from test_backends import SHAPES
 from test_measure import step_ledger
 
-pytestmark = pytest.mark.gpu
+# torch's compiler warns of things that are not ours to mend, and of others on every GPU
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 CUDA = torch.device("cuda", 0)
 MISBEHAVING = DATA / "misbehaving_gpu.py"

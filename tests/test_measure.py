@@ -13,6 +13,7 @@ from attnbench import backends, forecast
 from attnbench.case import Case
 from attnbench.families import family
 from attnbench.inputs import make_inputs
+from attnbench.measure import timing
 from attnbench.measure.call import Call
 from attnbench.measure.kernels import Watch
 from attnbench.measure.memory import Ledger, ResidentProbe, probe

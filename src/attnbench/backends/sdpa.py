@@ -39,7 +39,9 @@ ON_CPU = ("sdpa", "sdpa-math", "sdpa-flash")
 def build(name: str, case: Case) -> Attention:
     # is_causal aligns the mask to the top left; with unequal lengths a case means the bottom right.
     aligned = case.seq_len == case.kv_len
-    mask = causal_lower_right(case.seq_len, case.kv_len) if case.causal and not aligned else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of NaN for queries that see no key; which kernels give them is known
+        mask = causal_lower_right(case.seq_len, case.kv_len) if case.causal and not aligned else None
     grouped = case.heads != case.kv_heads
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,8 +62,8 @@ def unavailable(name: str, device: str) -> str | None:
 def refuses(name: str, ask: Ask) -> str | None:
     """Why SDPA does not take a case. On CUDA torch is asked, and answers in its own words."""
     case = ask.case
-    if case.masked_rows and name != "sdpa-flash":
-        return f"SDPA promises nothing for queries that see no key, and {case.masked_rows} see none"
+    if case.masked_rows and ask.device == "cuda" and not zero_where_blind(name, case):
+        return f"its kernel gives no zeros to queries that see no key, and {case.masked_rows} see none"
     if ask.device == "cpu":
         if case.precision == "tf32":
             return "tf32 is a mode of CUDA's tensor cores"
@@ -70,9 +72,12 @@ def refuses(name: str, ask: Ask) -> str | None:
         return None
     if name not in TORCH_SAYS:
         return None
-    if name == "sdpa-cudnn" and case.causal and case.seq_len != case.kv_len:
-        return "a causal mask over unequal lengths is not among the masks that torch hands to cuDNN"
     return torch_refuses(name, ask)
+
+
+def zero_where_blind(name: str, case: Case) -> bool:
+    """Whether queries that see no key get zeros: the flash kernel and the reference see to it, other kernels do not."""
+    return name in ("sdpa-flash", "sdpa-math") or (name == "sdpa" and case.dtype != "float32")
 
 
 def torch_refuses(name: str, ask: Ask) -> str | None:
