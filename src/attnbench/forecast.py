@@ -87,22 +87,63 @@ def memory_bytes(
 
 # --- time -------------------------------------------------------------------------------------------------------------
 
-RATES = {"cpu": (4e10, 4e8), "cuda": (1.5e14, 4e11)}
-"""Rough rates by device type: FLOP/s of the products, on a CPU per core, and scores/s of one pass over a score matrix."""
 
-FIXED_S = {"cpu": 0.2, "cuda": 0.4}
-COMPILE_S = {"cpu": 3.0, "cuda": 7.0}
+@dataclass(frozen=True)
+class Pace:
+    """Rough rates of a device type: what one core of a CPU, or a GPU, does in a second, and what a cell costs besides.
+
+    A step takes flops / `flop_rate` and `passes` / `score_rate` for each score; it is made `steps` times in all, unless
+    it takes longer than `once_s`. Families that are not listed count as `eager`.
+    """
+
+    flop_rate: float
+    score_rate: float
+    passes: dict[str, float]
+    steps: int
+    once_s: float
+    fixed_s: float
+    compile_s: dict[str, float]
+
+
+PACES = {
+    "cpu": Pace(
+        flop_rate=7.4e10,
+        score_rate=4e8,
+        passes={"naive": 15, "eager": 4.5, "compile": 6, "sdpa-math": 5, "sdpa": 1.3, "sdpa-flash": 1.3, "flex": 1.3},
+        steps=5,
+        once_s=2.0,
+        fixed_s=0.3,
+        compile_s={"compile": 3.0, "flex": 10.0},
+    ),
+    "cuda": Pace(
+        flop_rate=1.5e14,
+        score_rate=4e11,
+        passes={"naive": 16, "eager": 6, "compile": 4, "sdpa-math": 8, "sdpa": 5, "sdpa-efficient": 8}
+        | dict.fromkeys(("sdpa-flash", "sdpa-cudnn"), 0.7)
+        | {"flex": 20},
+        steps=20,
+        once_s=float("inf"),
+        fixed_s=0.4,
+        compile_s={"compile": 1.2, "flex": 4.5},
+    ),
+}
 
 
 def seconds(
-    case: Case, model: str | None, device: str, cores: int, *, backward: bool, budget_s: float, compiles: bool
+    case: Case,
+    family: str | None,
+    device: str,
+    cores: int,
+    *,
+    backward: bool = True,
+    budget_s: float = 1.0,
+    fits: bool = True,
 ) -> float:
     """Wall time of a cell, to a factor of two or so: enough to tell minutes from hours before the first cell is done."""
-    kind = device.split(":")[0]
-    flop_rate, score_rate = RATES[kind]
-    scale = cores if kind == "cpu" else 1
-    passes = {"naive": 12, "eager": 5, "compile": 4, "sdpa-math": 5}.get(model or "eager", 0.5)
-    step = (cost.flops_forward(case) * (3.5 if backward else 1)) / (flop_rate * scale)
-    step += passes * case.scores * (1 if backward else 0.4) / (score_rate * scale)
-    repeats = 1 if kind == "cpu" and step > 1 else 3
-    return FIXED_S[kind] + repeats * step + (budget_s if repeats > 1 else 0) + (COMPILE_S[kind] if compiles else 0)
+    pace, name = PACES[device], family or "eager"
+    speed = cores if device == "cpu" else 1
+    flops = cost.flops_forward(case) + (cost.flops_backward(case) if backward else 0)
+    passes = pace.passes.get(name, pace.passes["eager"]) * (1 if backward else 0.4)
+    step = flops / (pace.flop_rate * speed) + passes * case.scores / (pace.score_rate * speed)
+    measured = step if step > pace.once_s else max(min(budget_s, step * 100), pace.steps * step)
+    return pace.fixed_s + (measured + pace.compile_s.get(name, 0.0) if fits else 0.0)

@@ -19,33 +19,36 @@ from attnbench.request import Request
 
 @dataclass(frozen=True)
 class Cell:
-    """One case on one backend, and what is foreseen of it. `refusal` is the backend's reason for not taking the case."""
+    """One case on one backend, and what is foreseen of it.
+
+    `refusal` is the backend's reason for not taking the case. `peaks_MiB` are those of forward and backward, as far as
+    they are asked for and can be forecast; `fits` tells whether they are within the limit.
+    """
 
     case: Case
     backend: str
     version: str | None
     refusal: str | None
-    forward_peak_MiB: float | None
-    backward_peak_MiB: float | None
+    peaks_MiB: tuple[float, ...]
+    fits: bool
     seconds: float
 
     @property
     def id(self) -> str:
         return cell_id(self.case, self.backend)
 
-    @property
-    def peak_MiB(self) -> float | None:
-        return max((peak for peak in (self.forward_peak_MiB, self.backward_peak_MiB) if peak is not None), default=None)
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a request in the order they run: case by case, and all backends of a case together."""
+    """The cells of a request in the order they run: case by case, and all backends of a case together.
+
+    `left_out` are backends that nobody named and that cannot run here or take no case, with their reasons.
+    """
 
     request: Request
     machine: dict[str, Any]
     cells: tuple[Cell, ...]
-    unavailable: dict[str, str]
+    left_out: dict[str, str]
     memory_limit_MiB: float | None
 
     def by_case(self) -> Iterator[tuple[Case, list[Cell]]]:
@@ -58,8 +61,7 @@ class Plan:
 
     def will_not_fit(self) -> list[Cell]:
         """Cells whose forecast peak is above the limit. They are run all the same: a forecast is no measurement."""
-        limit = self.memory_limit_MiB
-        return [cell for cell in self.cells if limit and not cell.refusal and (cell.peak_MiB or 0) > limit]
+        return [cell for cell in self.cells if not cell.fits and not cell.refusal]
 
     def refused(self) -> Counter[tuple[str, str]]:
         """How many cells each (backend, reason) leaves out."""
@@ -69,7 +71,7 @@ class Plan:
         return {
             "request": self.request.to_dict(),
             "machine": self.machine,
-            "unavailable": self.unavailable,
+            "left_out": self.left_out,
             "memory_limit_MiB": self.memory_limit_MiB,
             "seconds": self.seconds,
             "cells": [
@@ -78,10 +80,10 @@ class Plan:
                     "backend": cell.backend,
                     **cell.case.to_dict(),
                     "unsupported": cell.refusal,
-                    "forecast_forward_peak_MiB": cell.forward_peak_MiB,
-                    "forecast_backward_peak_MiB": cell.backward_peak_MiB,
+                    "forecast_forward_peak_MiB": cell.peaks_MiB[0] if cell.peaks_MiB else None,
+                    "forecast_backward_peak_MiB": cell.peaks_MiB[1] if len(cell.peaks_MiB) > 1 else None,
                     "forecast_seconds": cell.seconds,
-                    "will_not_fit": cell in self.will_not_fit(),
+                    "will_not_fit": not cell.fits and not cell.refusal,
                 }
                 for cell in self.cells
             ],
@@ -122,36 +124,34 @@ def make_plan(request: Request, executor: LocalExecutor) -> Plan:
         raise RequestError(f"shard {request.shard[0]}/{request.shard[1]} of {len(request.grid.cases())} cases is empty")
     told = describe(executor, request.backends, request.sources, cases)
     machine = fingerprint() | {"software": told["software"], "threads": told["threads"]}
-    unavailable = {backend["name"]: backend["unavailable"] for backend in told["backends"] if backend["unavailable"]}
+    limit_MiB = _memory_limit_MiB(request, machine)
     cells = [
-        _cell(request, case, backend, backend["refusals"][index], machine["physical_cores"])
+        _cell(request, case, backend, backend["refusals"][index], machine["physical_cores"], limit_MiB)
         for index, case in enumerate(cases)
         for backend in told["backends"]
         if request.named or not backend["refusals"][index]
     ]
+    at_work = {cell.backend for cell in cells}
+    left_out = {
+        backend["name"]: backend["refusals"][0] for backend in told["backends"] if backend["name"] not in at_work
+    }
     if not cells:
-        reasons = "; ".join(f"{name}: {why}" for name, why in unavailable.items())
-        raise RequestError(f"no backend can run any case on {request.device} ({reasons or 'every case is refused'})")
-    return Plan(request, machine, tuple(cells), unavailable, _memory_limit_MiB(request, machine))
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise RequestError(f"no backend can run any case on {request.device} ({reasons})")
+    return Plan(request, machine, tuple(cells), left_out, limit_MiB)
 
 
-def _cell(request: Request, case: Case, backend: dict[str, Any], refusal: str | None, cores: int) -> Cell:
+def _cell(
+    request: Request, case: Case, backend: dict[str, Any], refusal: str | None, cores: int, limit_MiB: float | None
+) -> Cell:
     family, device = backend["memory_model"], request.device.split(":")[0]
-    peaks = forecast.memory_bytes(case, family, device, backward=request.backward)
-    forward, backward = peaks if peaks and not refusal else (None, None)
+    bytes_ = forecast.memory_bytes(case, family, device, backward=request.backward) or ()
+    peaks = [peak / forecast.MiB for peak in bytes_ if peak is not None]
+    fits = not limit_MiB or max(peaks, default=0) <= limit_MiB
     seconds = forecast.seconds(
-        case, family, device, cores,
-        backward=request.backward, budget_s=request.budget_s, compiles=backend["compiles"],
-    )  # fmt: skip
-    return Cell(
-        case,
-        backend["name"],
-        backend["version"],
-        refusal,
-        forward / forecast.MiB if forward is not None else None,
-        backward / forecast.MiB if backward is not None else None,
-        0.0 if refusal else seconds,
+        case, family, device, cores, backward=request.backward, budget_s=request.budget_s, fits=fits
     )
+    return Cell(case, backend["name"], backend["version"], refusal, tuple(peaks), fits, 0.0 if refusal else seconds)
 
 
 def _memory_limit_MiB(request: Request, machine: dict[str, Any]) -> float | None:

@@ -27,9 +27,8 @@ def plan_text(plan: Plan) -> str:
     parts = [f"{cells} on {request.device}: {cases}, {len(backends)} backends, about {clock(plan.seconds)}."]
 
     def peak(backend: str, length: int) -> str | None:
-        peaks = [
-            cell.peak_MiB for cell in runs if cell.backend == backend and cell.case.seq_len == length and cell.peak_MiB
-        ]
+        own = [cell for cell in runs if cell.backend == backend and cell.case.seq_len == length]
+        peaks = [max(cell.peaks_MiB) for cell in own if cell.peaks_MiB]
         return f"{max(peaks):.0f}" if peaks else None
 
     rows = [[name, *(peak(name, length) for length in lengths)] for name in backends]
@@ -46,7 +45,7 @@ def plan_text(plan: Plan) -> str:
     if refused := plan.refused():
         parts.append("Unsupported:")
         parts += [f"  {backend}: {reason} ({count} cells)" for (backend, reason), count in refused.items()]
-    elif plan.unavailable:
-        parts.append("Not available here:")
-        parts += [f"  {backend}: {reason}" for backend, reason in plan.unavailable.items()]
+    if plan.left_out:
+        parts.append("Left out, since nobody asked for them by name:")
+        parts += [f"  {backend}: {reason}" for backend, reason in plan.left_out.items()]
     return "\n".join(parts)

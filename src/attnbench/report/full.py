@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -18,7 +19,11 @@ BASELINE = "eager"
 GROUPED_BY = [name for name in Case.__dataclass_fields__ if name not in ("seq_len", "kv_len", "d_model")]
 """Fields of a case whose every combination has a section of its own; tables are over the others."""
 
-NOT_A_COLUMN = {"run_id", "cell_id", "schema_version", "device", "status", "phase", "started_at", *GROUPED_BY}
+KERNELS = ("kernels_forward", "kernels_backward")
+
+NOT_A_COLUMN = {
+    *("run_id", "cell_id", "schema_version", "device", "status", "phase", "started_at", *KERNELS, *GROUPED_BY)
+}
 """Fields that the table of cells leaves out: the same throughout the section, or shown in another form."""
 
 
@@ -33,6 +38,7 @@ def document(result: Result, writer: Writer) -> str:
         parts += _choices(records, writer)
         parts += _speed_up(records, writer)
         parts += _pivots(records, writer)
+        parts += _kernels(records, writer)
     return "\n\n".join(parts) + "\n"
 
 
@@ -60,15 +66,14 @@ def _machine(result: Result, writer: Writer) -> list[str]:
 def _summary(result: Result, writer: Writer) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items())) or "none"
     parts = [writer.text(f"{len(result.records)} of {result.header.cells} cells: {counts}.")]
-    failed = Counter(
-        (record.backend, record.outcome, record.reason) for record in result.records if record.status in FAILURES
-    )
-    refused = Counter(
-        (record.backend, record.outcome, record.reason) for record in result.records if record.status == "unsupported"
-    )
-    if reasons := failed + refused:
-        rows = [[*key, count] for key, count in reasons.items()]
-        parts.append(writer.table(Table(["backend", "status", "reason", "cells"], rows)))
+    told: dict[tuple[str, str, str], list[Record]] = {}
+    for record in result.records:
+        if record.status in (*FAILURES, "unsupported"):
+            alike = re.sub(r"[0-9][0-9.e+-]*", "#", record.reason or "")  # the same complaint with other numbers
+            told.setdefault((record.backend, record.outcome, alike), []).append(record)
+    if told:
+        rows = [[backend, outcome, found[-1].reason, len(found)] for (backend, outcome, _), found in told.items()]
+        parts.append(writer.table(Table(["backend", "status", "reason, such as", "cells"], rows)))
     return parts
 
 
@@ -114,7 +119,7 @@ def _cells(records: Sequence[Record]) -> Table:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
-        return ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in value)
+        return ", ".join(value)
     return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < 1e-3 else value
 
 
@@ -184,6 +189,26 @@ def _speed_up(records: Sequence[Record], writer: Writer) -> list[str]:
         writer.text("Forward / backward, by d_model; above 1 is faster."),
         writer.table(Table(["backend", "seq_len", *map(str, widths)], rows)),
     ]
+
+
+def _kernels(records: Sequence[Record], writer: Writer) -> list[str]:
+    """The kernel that took the longest, and in how many cells."""
+    rows = []
+    for name, own in _by_backend(records).items():
+        for field in KERNELS:
+            longest = Counter(getattr(record, field)[0] for record in own if getattr(record, field))
+            rows += [[name, field.removeprefix("kernels_"), _short(kernel), n] for kernel, n in longest.most_common(3)]
+    if not rows:
+        return []
+    return [
+        writer.heading("What ran", 3),
+        writer.text("The kernels that most often took the longest; the records name all."),
+        writer.table(Table(["backend", "pass", "kernel", "cells"], rows)),
+    ]
+
+
+def _short(kernel: str, most: int = 90) -> str:
+    return kernel if len(kernel) <= most else kernel[: most - 1] + "…"
 
 
 PIVOTS: dict[str, Callable[[Record], float | None]] = {
