@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbench.errors import RequestError
-from attnbench.record import FAILURES, Record
-from attnbench.store import Header, read_header, read_records
+from attnbench.record import Record
+from attnbench.report import render
+from attnbench.store import Run, read_header, read_records
 
 if TYPE_CHECKING:
     import pandas
 
 
 @dataclass(frozen=True)
-class Result:
-    """The records of one run and the directory that keeps them."""
-
-    directory: Path
-    header: Header
-    records: Sequence[Record]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many cells ended in each status."""
-        return dict(Counter(record.status for record in self.records))
-
-    @property
-    def complete(self) -> bool:
-        """Whether every planned cell has a record."""
-        return len(self.records) >= self.header.cells
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 where some cell is incorrect, crashed or raised."""
-        return 3 if any(record.status in FAILURES for record in self.records) else 0
+class Result(Run):
+    """A run with the ways out of it that Python wants."""
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a record, one column a field, in the schema's order.
@@ -55,8 +35,6 @@ class Result:
 
     def to_markdown(self, layout: str = "full") -> str:
         """The report; `layout` is `full`, or `seed` for a run of one backend. Raises `RequestError` as `render` does."""
-        from attnbench.report import render
-
         return render(self, "markdown", layout)
 
 

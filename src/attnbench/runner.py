@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any, Protocol
 
 from attnbench.case import Case
 from attnbench.executors.local import LocalExecutor, WorkerLost
 from attnbench.plan import Cell, Plan
-from attnbench.record import Record, summary
+from attnbench.record import Record, iqr, summary
 from attnbench.store import Store
 
 ROUNDS = 3
 """Visits of a cell. The backends of a case are visited in turn, in a new random order each time, so that drift of the
 machine's speed falls on all of them alike."""
 
-FEW_SAMPLES = 10
+TAGS: dict[str, Callable[[list[float]], bool]] = {
+    "few_samples": lambda samples: len(samples) < 10,
+    "noisy": lambda samples: (iqr(samples) or 0) > 0.1 * median(samples),
+}
+"""Warnings, and the samples of a pass that give cause for them."""
 
 
 class Watcher(Protocol):
@@ -107,8 +113,7 @@ def _record(visits: _Visits, plan: Plan, run_id: str) -> Record:
     if fields["status"] == "ok":
         for name, samples in visits.samples_ms.items():
             fields |= summary(name, samples, mean=request.protocol == "seed")
-        fewest = min(map(len, visits.samples_ms.values()))
-        fields["tags"] = ("few_samples",) if fewest < FEW_SAMPLES else ()
+        fields["tags"] = tuple(tag for tag, warns in TAGS.items() if any(map(warns, visits.samples_ms.values())))
     else:  # a cell that failed on a later visit shows no time of the earlier ones
         fields = {name: value for name, value in fields.items() if not name.endswith("_ms")}
     for name, value in fields.items():

@@ -10,13 +10,15 @@ import fcntl
 import json
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from attnbench.errors import RequestError
-from attnbench.record import SCHEMA_VERSION, Record
+from attnbench.record import FAILURES, SCHEMA_VERSION, Record
 
 HEADER, RECORDS = "run.json", "records.jsonl"
 
@@ -37,6 +39,30 @@ class Header:
     seconds: dict[str, float] | None = None
     ceilings: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory keeps it, finished or not."""
+
+    directory: Path
+    header: Header
+    records: Sequence[Record]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many cells ended in each status."""
+        return dict(Counter(record.status for record in self.records))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned cell has a record."""
+        return len(self.records) >= self.header.cells
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where some cell is incorrect, crashed or raised."""
+        return 3 if any(record.status in FAILURES for record in self.records) else 0
 
 
 def read_header(directory: Path) -> Header:

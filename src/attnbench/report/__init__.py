@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attnbench.errors import RequestError, unknown
 from attnbench.report import full, seed
 from attnbench.report.tables import WRITERS, records_csv, records_json
-from attnbench.result import Result
+from attnbench.store import Run
 
 LAYOUTS = {"full": full.document, "seed": seed.document}
 FORMATS = ("markdown", "csv", "json", "latex")
 
 
-def render(result: Result, format: str = "markdown", layout: str = "full", backend: str | None = None) -> str:  # noqa: A002
+def render(run: Run, format: str = "markdown", layout: str = "full", backend: str | None = None) -> str:  # noqa: A002
     """A run as a document.
 
     `layout` shapes Markdown and LaTeX; CSV and JSON are the records themselves, field by field. `backend` leaves out
@@ -24,17 +26,15 @@ def render(result: Result, format: str = "markdown", layout: str = "full", backe
         raise unknown("format", format, FORMATS)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
-    names = list(dict.fromkeys(record.backend for record in result.records))
+    names = list(dict.fromkeys(record.backend for record in run.records))
     if backend is not None:
         if backend not in names:
             raise RequestError(
-                f"backend {backend!r} is not in {result.directory}; it has: {', '.join(names) or 'no records'}"
+                f"backend {backend!r} is not in {run.directory}; it has: {', '.join(names) or 'no records'}"
             )
-        result = Result(
-            result.directory, result.header, [record for record in result.records if record.backend == backend]
-        )
+        run = replace(run, records=[record for record in run.records if record.backend == backend])
     if format == "csv":
-        return records_csv(result.records)
+        return records_csv(run.records)
     if format == "json":
-        return records_json(result.records)
-    return LAYOUTS[layout](result, WRITERS[format])
+        return records_json(run.records)
+    return LAYOUTS[layout](run, WRITERS[format])

@@ -12,7 +12,7 @@ from attnbench.case import Case
 from attnbench.families import family
 from attnbench.record import FAILURES, Record
 from attnbench.report.tables import Table, Writer, pivot
-from attnbench.result import Result
+from attnbench.store import Run
 
 BASELINE = "eager"
 
@@ -27,11 +27,11 @@ NOT_A_COLUMN = {
 """Fields that the table of cells leaves out: the same throughout the section, or shown in another form."""
 
 
-def document(result: Result, writer: Writer) -> str:
+def document(run: Run, writer: Writer) -> str:
     """The report of a run, finished or not."""
-    order = {name: index for index, name in enumerate(result.header.request["backends"])}
-    ordered = sorted(result.records, key=lambda record: order[record.backend])
-    parts = [writer.heading("Attention benchmark", 1), *_machine(result, writer), *_summary(result, writer)]
+    order = {name: index for index, name in enumerate(run.header.request["backends"])}
+    ordered = sorted(run.records, key=lambda record: order[record.backend])
+    parts = [writer.heading("Attention benchmark", 1), *_machine(run, writer), *_summary(run, writer)]
     for name, records in _groups(ordered):
         parts += [writer.heading(name, 2), writer.heading("Cells", 3), writer.table(_cells(records))]
         parts += _frontier(records, writer)
@@ -42,8 +42,8 @@ def document(result: Result, writer: Writer) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _machine(result: Result, writer: Writer) -> list[str]:
-    header, machine = result.header, result.header.machine
+def _machine(run: Run, writer: Writer) -> list[str]:
+    header, machine = run.header, run.header.machine
     software = machine.get("software") or {}
     rows: list[tuple[str, Any]] = [
         ("run", f"{header.run_id}, started {header.started_at}"),
@@ -63,11 +63,11 @@ def _machine(result: Result, writer: Writer) -> list[str]:
     return [writer.heading("Machine", 2), writer.table(Table(["what", "value"], [row for row in rows if row[1]]))]
 
 
-def _summary(result: Result, writer: Writer) -> list[str]:
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items())) or "none"
-    parts = [writer.text(f"{len(result.records)} of {result.header.cells} cells: {counts}.")]
+def _summary(run: Run, writer: Writer) -> list[str]:
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(run.counts.items())) or "none"
+    parts = [writer.text(f"{len(run.records)} of {run.header.cells} cells: {counts}.")]
     told: dict[tuple[str, str, str], list[Record]] = {}
-    for record in result.records:
+    for record in run.records:
         if record.status in (*FAILURES, "unsupported"):
             alike = re.sub(r"[0-9][0-9.e+-]*", "#", record.reason or "")  # the same complaint with other numbers
             told.setdefault((record.backend, record.outcome, alike), []).append(record)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.report.tables import Table, Writer, pivot
-from attnbench.result import Result
+from attnbench.store import Run
 
 
-def document(result: Result, writer: Writer) -> str:
+def document(run: Run, writer: Writer) -> str:
     """The seed's document.
 
     Raises:
         RequestError: the run has several backends, or its cases differ in more than seq_len and d_model.
     """
-    records = sorted(result.records, key=lambda record: (record.d_model, record.seq_len))
+    records = sorted(run.records, key=lambda record: (record.d_model, record.seq_len))
     backends = list(dict.fromkeys(record.backend for record in records))
     if len(backends) != 1:
         raise RequestError(
