@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,17 @@ SMALL_GRID = ("--batch", "1", "--d-model", "16", "--seq-len", "64", "--budget", 
 
 def records_of(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB, where this machine lets us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield place
+    subprocess.run(["umount", place], check=True)

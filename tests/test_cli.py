@@ -218,6 +218,34 @@ def test_a_forward_alone(attnbench: Attnbench, tmp_path: Path) -> None:
     assert (found["backward_ms"], found["error_dq"], found["backward_peak_MiB"]) == (None, None, None)
 
 
+def test_a_full_disk_is_one_line_and_loses_nothing(attnbench: Attnbench, tiny_disk: Path) -> None:
+    (tiny_disk / "ballast").write_bytes(bytes(112 << 10))
+    options = (
+        "--batch",
+        "1",
+        "--d-model",
+        "8",
+        "--seq-len",
+        "8,12,16,20,24,28,32",
+        "--budget",
+        "0.3",
+        "--device",
+        "cpu",
+    )
+    backends = ("--backend=eager", "--backend=sdpa")
+    done = attnbench("run", *options, *backends, "--out", tiny_disk / "run", "--quiet")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left on device; the cells before it are safe: make room and go on with --resume" in done.stderr
+    kept = records_of(tiny_disk / "run")
+    (tiny_disk / "ballast").unlink()
+    again = attnbench("run", "--resume", "--out", tiny_disk / "run", "--budget", "0.3", *options, *backends, "--quiet")
+    ids = [record["cell_id"] for record in records_of(tiny_disk / "run")]
+    assert ids[: len(kept)] == [record["cell_id"] for record in kept]
+    assert len(ids) == len(set(ids))
+    assert again.returncode in (0, 2), "the second part may not fit either"
+
+
 def test_a_broken_pipe_is_no_traceback(attnbench: Attnbench, tmp_path: Path) -> None:
     attnbench("run", *SMALL_GRID, "--backend=eager", "--out", "run", "--quiet")
     read, write = os.pipe()

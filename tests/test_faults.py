@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from attnbench.executors.local import LocalExecutor, WorkerLost
+from attnbench.executors.local import LocalExecutor, WorkerLost, worker_environment
 from attnbench.grid import Grid
 from attnbench.request import Request
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
@@ -126,3 +126,14 @@ def test_out_of_memory_in_the_backward_is_told_apart(attnbench: Attnbench, tmp_p
     assert done.returncode == 0, done.stderr
     (found,) = records_of(tmp_path / "run")
     assert (found["status"], found["phase"]) == ("oom", "backward"), found["reason"]
+
+
+def test_precision_is_never_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    monkeypatch.setenv("MINE", "stays")
+    environment = worker_environment("/cache")
+    assert "NVIDIA_TF32_OVERRIDE" not in environment
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" not in environment
+    assert environment["MINE"] == "stays"
+    assert environment["TRITON_CACHE_DIR"].startswith("/cache")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +142,6 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
         assert read_records(tmp_path / "run") == SOME[:1]
         store.append(SOME[1])
     assert read_records(tmp_path / "run") == SOME[:2]
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path):
-    """A file system of 128 KiB, where this machine lets us mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_full_disk_loses_nothing_that_was_finished(tiny_disk: Path) -> None:

@@ -21,6 +21,7 @@ from attnbench.machine import default_memory_limit_bytes
 from attnbench.request import Request
 
 POLL_S = 0.1
+OVERRIDES_OF_PRECISION = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 START_TIMEOUT_S = 300.0
 
 
@@ -146,7 +147,7 @@ class LocalExecutor:
             stderr=log,
             pass_fds=(request_read, reply_write),
             start_new_session=True,  # Ctrl-C reaches the runner alone, and a kill reaches compilers it started
-            env=os.environ | worker_environment(self._cache.name),
+            env=worker_environment(self._cache.name),
         )
         os.close(request_read)
         os.close(reply_write)
@@ -192,17 +193,16 @@ class LocalExecutor:
 
 
 def worker_environment(cache: str) -> dict[str, str]:
-    """Environment in which a worker measures, whatever the user's own holds.
+    """The user's environment, less what would change precision behind a case's back, with what a worker measures in.
 
     Compilers keep their caches in a folder of the run, so that `compile_ms` is a compilation. Large CPU tensors lie in
     huge pages: with small ones, page faults take half the time of every backend that materialises its scores, and vary.
     """
-    return {
+    inherited = {name: value for name, value in os.environ.items() if name not in OVERRIDES_OF_PRECISION}
+    return inherited | {
         "ATTNBENCH_WORKER": "1",
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
         "TRITON_CACHE_DIR": os.path.join(cache, "triton"),
         "THP_MEM_ALLOC_ENABLE": "1",
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
-        "NVIDIA_TF32_OVERRIDE": "",
         "PYTHONUNBUFFERED": "1",
     }

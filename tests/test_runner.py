@@ -1,0 +1,159 @@
+"""The order of cells and rounds, with an executor whose times are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.case import Case
+from attnbench.executors.local import WorkerLost
+from attnbench.grid import Grid
+from attnbench.plan import Cell, Plan
+from attnbench.progress import Forecast, Lines, clock
+from attnbench.record import Record
+from attnbench.request import Request
+from attnbench.runner import ROUNDS, sweep
+from attnbench.store import Header, Store
+
+STEADY = {"fields": {"error_out": 1e-7}, "samples_ms": {"forward": [1.0] * 4, "backward": [2.0] * 4}}
+
+
+class Scripted:
+    """Answers each visit from a list; notes what was asked."""
+
+    def __init__(self, answers: dict[str, list[Any]]) -> None:
+        self.answers, self.asked = answers, []
+
+    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        self.asked.append((message["case"]["seq_len"], message["backend"], message["first"], timeout_s))
+        script = self.answers.get(message["backend"], [STEADY])
+        visits = sum(asked[:2] == self.asked[-1][:2] for asked in self.asked)
+        answer = script[min(visits, len(script)) - 1]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class Noted:
+    def __init__(self) -> None:
+        self.finished_cells: list[str] = []
+
+    def working(self, cell: Cell) -> None: ...
+
+    def finished(self, cell: Cell, record: Record) -> None:
+        self.finished_cells.append(record.backend)
+
+
+def plan(*backends: str, refusals: dict[str, str] | None = None, lengths: tuple[int, ...] = (16, 32)) -> Plan:
+    grid = Grid.from_dict({"seq_len": list(lengths)})
+    request = Request(grid, "g", ("eager",), {}, "cpu", budget_s=0.3, timeout_s=50)
+    cells = [
+        Cell(case, name, "v1", (refusals or {}).get(name), (), True, 1.0) for case in grid.cases() for name in backends
+    ]
+    return Plan(request, {}, tuple(cells), {}, None)
+
+
+def run(tmp_path: Path, planned: Plan, executor: Scripted) -> list[Record]:
+    header = Header("r", "now", {}, {}, "0", len(planned.cells))
+    with Store.create(tmp_path / "run", header) as store:
+        sweep(planned, executor, store, Noted())  # pyright: ignore[reportArgumentType]
+        return store.records
+
+
+def test_all_backends_of_a_case_are_visited_in_rounds_of_changing_order(tmp_path: Path) -> None:
+    names = [f"b{i}" for i in range(6)]
+    executor = Scripted({})
+    records = run(tmp_path, plan(*names), executor)
+    asked = [(length, name) for length, name, _, _ in executor.asked]
+    rounds = [asked[start : start + 6] for start in range(0, len(asked), 6)]
+    assert len(rounds) == 2 * ROUNDS
+    for number, visited in enumerate(rounds):
+        assert sorted(visited) == [(16 if number < ROUNDS else 32, name) for name in names]
+    assert len({tuple(name for _, name in visited) for visited in rounds}) > 1
+    assert [first for *_, first, _ in executor.asked] == ([True] * 6 + [False] * 12) * 2
+    assert {record.forward_samples_ms for record in records} == {(1.0,) * 4 * ROUNDS}
+    assert {(record.forward_ms, record.backward_ms, record.status) for record in records} == {(1.0, 2.0, "ok")}
+
+
+def test_a_cell_that_is_done_is_recorded_at_once_and_visited_no_more(tmp_path: Path) -> None:
+    executor = Scripted({"quick": [STEADY | {"done": True}]})
+    records = run(tmp_path, plan("quick", "slow", lengths=(16,)), executor)
+    assert [record.backend for record in records] == ["quick", "slow"]
+    assert [name for _, name, _, _ in executor.asked].count("quick") == 1
+    assert records[0].tags == ("few_samples",)
+
+
+def test_what_fails_on_a_later_visit_shows_no_time_of_an_earlier_one(tmp_path: Path) -> None:
+    lost = WorkerLost("crash", "backward", "SIGSEGV")
+    first = STEADY | {"fields": {"device_forward_ms": 0.9, "compile_ms": 5.0, "forward_peak_MiB": 3.0}}
+    (record,) = run(tmp_path, plan("b", lengths=(16,)), Scripted({"b": [first, lost]}))
+    assert (record.status, record.phase, record.reason) == ("crash", "backward", "SIGSEGV")
+    assert (record.forward_ms, record.device_forward_ms, record.compile_ms) == (None, None, None)
+    assert record.forward_samples_ms == ()
+
+
+def test_what_is_incorrect_keeps_its_errors(tmp_path: Path) -> None:
+    wrong = {"fields": {"status": "incorrect", "reason": "dq is off", "error_dq": 0.5}}
+    (record,) = run(tmp_path, plan("b", lengths=(16,)), Scripted({"b": [wrong]}))
+    assert (record.status, record.error_dq, record.forward_ms) == ("incorrect", 0.5, None)
+
+
+def test_a_refusal_is_a_record_and_costs_no_visit(tmp_path: Path) -> None:
+    executor = Scripted({})
+    (record,) = run(tmp_path, plan("b", refusals={"b": "only on Tuesdays"}, lengths=(16,)), executor)
+    assert (record.status, record.reason) == ("unsupported", "only on Tuesdays")
+    assert not executor.asked
+
+
+def test_scattered_samples_are_tagged_noisy(tmp_path: Path) -> None:
+    wild = {"fields": {}, "samples_ms": {"forward": [1.0, 2.0] * 10}}
+    (record,) = run(tmp_path, plan("b", lengths=(16,)), Scripted({"b": [wild]}))
+    assert record.tags == ("noisy",)
+
+
+def test_the_timeout_is_a_cells_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 10))  # each visit takes ten seconds
+    monkeypatch.setattr("attnbench.runner.time.monotonic", lambda: next(now))
+    executor = Scripted({})
+    run(tmp_path, plan("b", lengths=(16,)), executor)
+    assert [timeout for *_, timeout in executor.asked] == [50, 40, 30]
+
+
+def test_the_time_to_go_follows_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("attnbench.progress.time.monotonic", lambda: now[0])
+    planned = plan(*(f"b{i}" for i in range(50)))  # 100 cells of one second each, by the forecast
+    forecast = Forecast(planned, done=set())
+    assert forecast.seconds_left() == 100
+    for cell in planned.cells[:50]:
+        now[0] += 3  # but three, in truth
+        forecast.finished(cell)
+    assert 120 < forecast.seconds_left() <= 150
+    for cell in planned.cells[50:]:
+        forecast.finished(cell)
+    assert forecast.seconds_left() == 0
+    assert Forecast(planned, {cell.id for cell in planned.cells[:99]}).seconds_left() == 1
+
+
+def test_lines_say_what_came_of_a_cell_and_how_long_it_will_take(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan("b")
+    lines = Lines(planned, done=set())
+    ok = Record.of(
+        Case(8, 1, 1, 16, 16, 64), "b", run_id="r", device="cpu", status="ok", forward_ms=1.5, backward_ms=2.25,
+        forward_peak_MiB=7.0, tags=("noisy",),
+    )  # fmt: skip
+    lines.finished(planned.cells[0], ok)
+    lines.finished(planned.cells[1], ok.but(status="error", reason="ValueError: no"))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "[1/2] b  d_model 64  seq_len 16  float32  ieee  ok  forward 1.5 ms, backward 2.25 ms, peak 7 MiB  [noisy]"
+    )
+    assert first.endswith("to go)")
+    assert second == "[2/2] b  d_model 64  seq_len 32  float32  ieee  error: ValueError: no"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
