@@ -6,6 +6,7 @@ most the cell in hand. A last line that a kill tore is dropped when the run goes
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -181,7 +182,7 @@ class Store:
         try:
             written = os.write(self._descriptor, line)
             if written < len(line):
-                raise OSError(f"{len(line) - written} bytes did not fit")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._descriptor)
         except OSError as error:
             os.ftruncate(self._descriptor, end)

@@ -24,6 +24,9 @@ POLL_S = 0.1
 OVERRIDES_OF_PRECISION = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 START_TIMEOUT_S = 300.0
 
+SLACK = 0.05
+"""How far beyond its limit a worker is left to find out by itself, by an allocation that fails, before it is ended."""
+
 
 class WorkerLost(Exception):
     """The worker gave no reply. `fields` are those of the record that this makes of its cell."""
@@ -56,11 +59,13 @@ class _Process:
         *lines, self.buffer = (self.buffer + chunk).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def resident_bytes(self) -> int:
+    def held_bytes(self) -> int:
+        """Memory of its own that is resident; pages of files, such as libraries, can be dropped and do not count."""
         try:
-            return psutil.Process(self.popen.pid).memory_info().rss
+            memory = psutil.Process(self.popen.pid).memory_info()
         except psutil.Error:
             return 0
+        return memory.rss - getattr(memory, "shared", 0)
 
     def last_words(self, lines: int = 5) -> str:
         """The end of what it wrote to standard error and output, and where in Python a fatal signal hit it."""
@@ -172,7 +177,7 @@ class LocalExecutor:
                     return line["reply"]
             if lines is None:
                 raise self._lost(process, phase)
-            if process.limit_bytes and process.resident_bytes() > process.limit_bytes:
+            if process.limit_bytes and process.held_bytes() > process.limit_bytes * (1 + SLACK):
                 self.stop()
                 raise WorkerLost("oom", phase, f"held more than the limit of {process.limit_bytes >> 20} MiB")
             if time.monotonic() > deadline:
