@@ -11,7 +11,7 @@ from attnbench.case import Case
 from attnbench.executors.local import WorkerLost
 from attnbench.grid import Grid
 from attnbench.plan import Cell, Plan
-from attnbench.progress import Forecast, Lines, clock
+from attnbench.progress import Forecast, Lines, Live, clock
 from attnbench.record import Record
 from attnbench.request import Request
 from attnbench.runner import ROUNDS, sweep
@@ -152,6 +152,19 @@ def test_lines_say_what_came_of_a_cell_and_how_long_it_will_take(capsys: pytest.
     )
     assert first.endswith("to go)")
     assert second == "[2/2] b  d_model 64  seq_len 32  float32  ieee  error: ValueError: no"
+
+
+def test_the_live_display_shows_reasons_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan("[mine].py:f")
+    live = Live(planned, done=set())
+    reason = "[enforce fail at alloc_cpu.cpp:127] [/no tag]"
+    failed = Record.of(Case(8, 1, 1, 16, 16, 64), "b", run_id="r", device="cpu", status="error", reason=reason)
+    with live:
+        live.working(planned.cells[0])
+        live.finished(planned.cells[0], failed)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "[mine].py:f d_model 64" in shown
+    assert f"error: {reason}" in shown
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])

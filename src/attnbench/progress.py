@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from attnbench.plan import Cell, Plan
 from attnbench.record import Record
@@ -115,7 +116,7 @@ class Live:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("about {task.fields[left]} to go"),
-            TextColumn("[dim]{task.description}"),
+            TextColumn("{task.description}", style="dim", markup=False),
             console=Console(stderr=True),
         )
         self._task = self._progress.add_task("", total=len(plan.cells), completed=len(done), left=clock(plan.seconds))
@@ -132,9 +133,8 @@ class Live:
     def finished(self, cell: Cell, record: Record) -> None:
         self._forecast.finished(cell)
         colour = {"ok": "green", "unsupported": "dim", "oom": "yellow", "timeout": "yellow"}.get(record.status, "red")
-        self._progress.console.print(
-            f"{describe(cell)}  [{colour}]", outcome(record), sep="", markup=True, highlight=False
-        )
+        line = Text.assemble(describe(cell), "  ", (outcome(record), colour))  # no markup: reasons may hold brackets
+        self._progress.console.print(line, highlight=False)
         self._progress.update(self._task, advance=1, left=clock(self._forecast.seconds_left()))
 
 

@@ -33,7 +33,9 @@ def document(run: Run, writer: Writer) -> str:
     ordered = sorted(run.records, key=lambda record: order[record.backend])
     parts = [writer.heading("Attention benchmark", 1), *_machine(run, writer), *_summary(run, writer)]
     for name, records in _groups(ordered):
-        parts += [writer.heading(name, 2), writer.heading("Cells", 3), writer.table(_cells(records))]
+        parts.append(writer.heading(name, 2))
+        parts += _fastest(records, writer)
+        parts += [writer.heading("Cells", 3), writer.table(_cells(records))]
         parts += _frontier(records, writer)
         parts += _choices(records, writer)
         parts += _speed_up(records, writer)
@@ -121,6 +123,28 @@ def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
         return ", ".join(value)
     return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < 1e-3 else value
+
+
+def _fastest(records: Sequence[Record], writer: Writer) -> list[str]:
+    """The backend with the least time for each shape, of those that were right; forward / backward."""
+    if len(_by_backend(records)) < 2:
+        return []
+    best: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        if record.status == "ok":
+            best.setdefault((record.seq_len, record.d_model), []).append(record)
+
+    def names(record: Record) -> str | None:
+        right = best.get((record.seq_len, record.d_model), [])
+        passes = [[r for r in right if getattr(r, name) is not None] for name in ("forward_ms", "backward_ms")]
+        timed = zip(passes, ("forward_ms", "backward_ms"), strict=True)
+        return " / ".join(min(own, key=lambda r: getattr(r, name)).backend for own, name in timed if own) or None
+
+    return [
+        writer.heading("Fastest", 3),
+        writer.text("Forward / backward, by seq_len and d_model, whatever the margin."),
+        writer.table(pivot(records, names)),
+    ]
 
 
 def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
