@@ -131,6 +131,7 @@ def test_a_run_leaves_what_the_report_shows(attnbench: Attnbench, tmp_path: Path
     assert "[2/2]" in done.stderr
     assert "to go" in done.stderr
     assert (tmp_path / "run" / "report.md").read_text() == done.stdout
+    assert (tmp_path / "run" / "report.html").read_text() == attnbench("report", "run", "--format", "html").stdout
     assert attnbench("report", "run").stdout == done.stdout
     header = json.loads((tmp_path / "run" / "run.json").read_text())
     assert header["cells"] == 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -156,9 +157,40 @@ def test_latex_is_booktabs_with_its_specials_escaped() -> None:
     assert "seq\\_len" in text
 
 
+class Page(HTMLParser):
+    """Checks that tags close in order; collects text and what would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text, self.fetched = "", [""][:0]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html_is_a_page_of_its_own_with_what_users_wrote_escaped() -> None:
+    page = Page()
+    page.feed(render(result([*sweep(), record(backend="<script>.py:f", status="error", reason="a < b & c")]), "html"))
+    page.close()
+    assert not page.open
+    assert not page.fetched
+    assert "a < b & c" in page.text
+    assert "<script>.py:f" in page.text
+    assert "Speed-up over eager" in page.text
+
+
 def test_what_cannot_be_rendered_is_refused() -> None:
-    with pytest.raises(RequestError, match="there are: markdown, csv, json, latex"):
-        render(result(sweep()), "html5")
+    with pytest.raises(RequestError, match="there are: markdown, html, csv, json, latex"):
+        render(result(sweep()), "docx")
     with pytest.raises(RequestError, match="did you mean 'seed'"):
         render(result(sweep()), layout="sede")
     with pytest.raises(RequestError, match="backend 'flex' is not in run; it has: eager, sdpa, mine"):

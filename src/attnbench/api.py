@@ -184,5 +184,6 @@ def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: boo
                 seconds = {key: round(value + store.header.seconds.get(key, 0), 1) for key, value in seconds.items()}
             store.finish(replace(store.header, seconds=seconds))
             result = Result(store.directory, store.header, store.records)
-            store.write("report.md", render(result, layout=layout))
+            for name, kind in (("report.md", "markdown"), ("report.html", "html")):
+                store.write(name, render(result, kind, layout))
     return result

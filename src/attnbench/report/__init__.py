@@ -10,13 +10,13 @@ from attnbench.report.tables import WRITERS, records_csv, records_json
 from attnbench.store import Run
 
 LAYOUTS = {"full": full.document, "seed": seed.document}
-FORMATS = ("markdown", "csv", "json", "latex")
+FORMATS = ("markdown", "html", "csv", "json", "latex")
 
 
 def render(run: Run, format: str = "markdown", layout: str = "full", backend: str | None = None) -> str:  # noqa: A002
     """A run as a document.
 
-    `layout` shapes Markdown and LaTeX; CSV and JSON are the records themselves, field by field. `backend` leaves out
+    `layout` shapes Markdown, HTML and LaTeX; CSV and JSON are the records themselves, field by field. `backend` leaves out
     every other one.
 
     Raises:
@@ -37,4 +37,5 @@ def render(run: Run, format: str = "markdown", layout: str = "full", backend: st
         return records_csv(run.records)
     if format == "json":
         return records_json(run.records)
-    return LAYOUTS[layout](run, WRITERS[format])
+    writer = WRITERS[format]
+    return writer.page(LAYOUTS[layout](run, writer))

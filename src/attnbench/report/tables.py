@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -28,11 +29,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Writer:
-    """How one format writes headings, paragraphs and tables. Numbers keep six significant digits."""
+    """How one format writes headings, paragraphs, tables and the page around them. Numbers keep six significant digits."""
 
     heading: Callable[[str, int], str]
     text: Callable[[str], str]
     table: Callable[[Table], str]
+    page: Callable[[str], str] = lambda body: body
 
 
 def markdown_table(table: Table) -> str:
@@ -51,10 +53,40 @@ def _latex_text(text: str) -> str:
     return "".join(_LATEX_SPECIAL.get(char, char) for char in text)
 
 
+def html_table(table: Table) -> str:
+    body = tabulate(table.rows, headers=list(table.headers), tablefmt="html", missingval="")
+    return f'<div class="wide">{body}</div>'
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
+body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
+th, td { padding: 0.15rem 0.6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent) }
+thead th { text-align: left }
+"""
+
+
+def html_page(body: str) -> str:
+    """A page of its own: no request leaves it."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Attention benchmark</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
 WRITERS = {
     "markdown": Writer(lambda text, level: f"{'#' * level} {text}", lambda text: text, markdown_table),
     "latex": Writer(
         lambda text, level: f"\\{'sub' * (level - 1)}section*{{{_latex_text(text)}}}", _latex_text, latex_table
+    ),
+    "html": Writer(
+        lambda text, level: f"<h{level}>{html.escape(text)}</h{level}>",
+        lambda text: f"<p>{html.escape(text)}</p>",
+        html_table,
+        html_page,
     ),
 }
 
