@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from attnbench import backends
 from attnbench.backends import Ask
 from attnbench.errors import RequestError
+from attnbench.grid import Grid
 from attnbench.inputs import make_inputs
 from attnbench.measure.call import BrokenPromise, Call
 from attnbench.reference import compare, reference
 from conftest import MISBEHAVING, small
 
 CPU = torch.device("cpu")
+
+small_wrapped = torch.no_grad()(small)
+small_wrapped.__module__, small_wrapped.__qualname__ = __name__, "small_wrapped"
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -161,8 +166,16 @@ def test_decorated_names_must_be_free_and_functions_at_the_top_of_a_file() -> No
     def local(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return q
 
-    with pytest.raises(RequestError, match=r"top of a \.py file"):
-        backends.backend("mine")(local)
+    for nameless in (local, lambda q, k, v: q, partial(small), Grid()):
+        with pytest.raises(RequestError, match=r"top of a \.py file"):
+            backends.backend("mine")(nameless)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_function_under_another_decorator_is_found_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code is the wrapper's, of another file; its name and module are its own."""
+    monkeypatch.setattr(backends, "_decorated", {})
+    assert backends.backend("mine")(small_wrapped) is small_wrapped
+    assert backends.source_of("mine") == f"{__file__}:small_wrapped"
 
 
 def test_inputs_are_the_same_for_every_backend_and_differ_between_cases_and_seeds() -> None:

@@ -88,17 +88,20 @@ def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
         return {"task": "visit", "case": case, "backend": backend, "source": None, "first": True, "budget_s": 0.01}
 
     with LocalExecutor(request()) as executor:
-        assert "samples_ms" in executor.ask(visit("eager"), 60)
-        assert "samples_ms" in executor.ask(visit(f"{MISBEHAVING}:right"), 60)
-        assert executor.ask(visit(f"{MISBEHAVING}:raises"), 60)["fields"]["status"] == "error"
-        assert executor.starts == 1
+        assert "samples_ms" in executor.ask(visit("eager"), 60, "eager")
+        assert "samples_ms" in executor.ask(visit(f"{MISBEHAVING}:right"), 60, f"{MISBEHAVING}:right")
+        assert executor.ask(visit(f"{MISBEHAVING}:raises"), 60, f"{MISBEHAVING}:raises")["fields"]["status"] == "error"
+        assert "samples_ms" in executor.ask(visit("naive"), 60, "naive")
+        assert executor.starts == 3, "one for those that ship, one for each of a user's own"
         with pytest.raises(WorkerLost, match="exit code 7"):
-            executor.ask(visit(f"{MISBEHAVING}:exits"), 60)
-        assert "samples_ms" in executor.ask(visit("eager"), 60)
-        assert executor.starts == 2
+            executor.ask(visit(f"{MISBEHAVING}:exits"), 60, f"{MISBEHAVING}:exits")
+        assert "samples_ms" in executor.ask(visit("eager"), 60, "eager")
+        assert executor.starts == 4
+        assert "samples_ms" in executor.ask(visit(f"{MISBEHAVING}:right"), 60, f"{MISBEHAVING}:right")
+        assert executor.starts == 4
         began = time.monotonic()
         with pytest.raises(WorkerLost, match="gave no result") as lost:
-            executor.ask(visit(f"{MISBEHAVING}:hangs"), 0.5)
+            executor.ask(visit(f"{MISBEHAVING}:hangs"), 0.5, f"{MISBEHAVING}:hangs")
         assert time.monotonic() - began < 5
         assert lost.value.fields["status"] == "timeout"
     assert not [child for child in psutil.Process().children(recursive=True) if "attnbench.worker" in child.cmdline()]

@@ -25,8 +25,10 @@ class Scripted:
 
     def __init__(self, answers: dict[str, list[Any]]) -> None:
         self.answers, self.asked = answers, []
+        self.starting_s = 0.0
 
-    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], timeout_s: float, backend: str) -> dict[str, Any]:
+        assert backend == message["backend"]
         self.asked.append((message["case"]["seq_len"], message["backend"], message["first"], timeout_s))
         script = self.answers.get(message["backend"], [STEADY])
         visits = sum(asked[:2] == self.asked[-1][:2] for asked in self.asked)

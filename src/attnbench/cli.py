@@ -255,7 +255,7 @@ def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
     wanted = expand_backends(names)
     request = Request(Grid(), "backends", wanted, {}, device)
     with LocalExecutor(request) as executor:
-        told = describe(executor, wanted, {}, [])["backends"]
+        told = describe(executor, wanted, {}, [], request.timeout_s)["backends"]
     keys = ("name", "about", "version", "unavailable")
     shown = [{"device": device} | {key: backend[key] for key in keys} for backend in told]
     click.echo(json.dumps(shown, indent=1) if as_json else backends_text(shown, device))

@@ -14,6 +14,11 @@ class RequestError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """`text` on one line, without control characters and other code points that cannot be written or shown."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 def unknown(kind: str, asked: str, known: Iterable[str]) -> RequestError:
     """`RequestError` for a name that is none of `known`, with the nearest of them first."""
     names = list(known)

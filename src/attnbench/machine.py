@@ -84,9 +84,9 @@ def available_memory_bytes() -> int:
 
 
 def default_memory_limit_bytes() -> int:
-    """What a worker on CPU may hold: what is available, less a margin of a tenth, of 1 GiB at the least."""
+    """What a worker on CPU may hold: what is available, less a margin of a tenth, or of 1 GiB where half is left then."""
     free = available_memory_bytes()
-    return free - max(1 << 30, free // 10)
+    return max(free - max(1 << 30, free // 10), free // 2)
 
 
 def gpus() -> dict[str, Any]:

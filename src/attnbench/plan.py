@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from attnbench import forecast
+from attnbench.backends import BUILTIN
 from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.executors.local import START_TIMEOUT_S, LocalExecutor, WorkerLost
@@ -91,23 +92,33 @@ class Plan:
 
 
 def describe(
-    executor: LocalExecutor, names: tuple[str, ...], sources: dict[str, str], cases: list[Case]
+    executor: LocalExecutor, names: tuple[str, ...], sources: dict[str, str], cases: list[Case], timeout_s: float
 ) -> dict[str, Any]:
-    """What a worker says of the device, and of each backend there.
+    """What workers say of the device, and of each backend there; a user's own is asked about in its own worker.
 
     Raises:
-        RequestError: the worker cannot start on the device, or a backend cannot be loaded.
+        RequestError: a worker cannot start on the device, or some backends cannot be loaded; all of them are named.
     """
-    asked = {"task": "describe", "names": list(names), "sources": sources, "cases": [case.to_dict() for case in cases]}
-    try:
-        told = executor.ask(asked, START_TIMEOUT_S)
-    except WorkerLost as lost:
-        raise RequestError(f"the backends asked for could not be loaded: {lost}") from None
-    if failed := told.get("fields"):
-        raise RequestError(f"the backends asked for could not be loaded: {failed['reason']}")
-    if errors := [backend["error"] for backend in told["backends"] if "error" in backend]:
-        raise RequestError("; ".join(errors))
-    return told
+    own = [name for name in names if name not in BUILTIN]
+    shipped = [name for name in names if name in BUILTIN]
+    asked = {"task": "describe", "sources": sources, "cases": [case.to_dict() for case in cases]}
+    told: dict[str, Any] = {}
+    problems: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    for group in ([shipped] if shipped else []) + [[name] for name in own]:
+        # torch is loaded by now; what takes long after that is a user's module
+        patience_s = START_TIMEOUT_S if group is shipped else max(30.0, timeout_s)
+        try:
+            told = executor.ask(asked | {"names": group}, patience_s, group[0])
+        except WorkerLost as lost:
+            raise RequestError(f"{', '.join(group)} cannot be loaded: {lost}") from None
+        if failed := told.get("fields"):
+            raise RequestError(f"{', '.join(group)} cannot be loaded: {failed['reason']}")
+        problems += [backend["error"] for backend in told["backends"] if "error" in backend]
+        found |= {backend["name"]: backend for backend in told["backends"]}
+    if problems:
+        raise RequestError("; ".join(problems))
+    return told | {"backends": [found[name] for name in names]}
 
 
 def make_plan(request: Request, executor: LocalExecutor) -> Plan:
@@ -122,7 +133,7 @@ def make_plan(request: Request, executor: LocalExecutor) -> Plan:
     cases = request.cases()
     if not cases:
         raise RequestError(f"shard {request.shard[0]}/{request.shard[1]} of {len(request.grid.cases())} cases is empty")
-    told = describe(executor, request.backends, request.sources, cases)
+    told = describe(executor, request.backends, request.sources, cases, request.timeout_s)
     machine = fingerprint() | {"software": told["software"], "threads": told["threads"]}
     limit_MiB = _memory_limit_MiB(request, machine)
     cells = [

@@ -154,6 +154,12 @@ class Record:
             record = cls(**given)
         except TypeError as error:
             raise RequestError(f"a record lacks fields: {error}") from None
+        try:
+            fits = record.cell_id == cell_id(record.case, record.backend)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise RequestError(f"a record's cell_id, {record.cell_id!r}, is not that of its case and backend")
         if record.status not in STATUSES:
             raise RequestError(f"a record has status {record.status!r}, which is none of {', '.join(STATUSES)}")
         return record

@@ -192,16 +192,20 @@ def _rms_norm(rows_Nd: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Errors:
-    """`row_error` of each result that was compared, by name (`out`, `dq`, `dk`, `dv`); None where it is not finite."""
+    """`row_error` of each result that was compared, by name (`out`, `dq`, `dk`, `dv`); None where it is not finite.
+
+    `not_finite` counts values, and `beyond` names results that are finite but whose distance is not."""
 
     by_name: dict[str, float | None]
     tolerance: float
     not_finite: dict[str, int]
+    beyond: tuple[str, ...] = ()
 
     @property
     def complaint(self) -> str | None:
         """What is wrong, for a reader; None if nothing is."""
         found = [f"{name} has {count} values that are not finite" for name, count in self.not_finite.items()]
+        found += [f"{name} is off by more than float64 can tell" for name in self.beyond]
         found += [
             f"{name} is off by {error:.2g} (tolerance {self.tolerance:.2g})"
             for name, error in self.by_name.items()
@@ -224,14 +228,18 @@ def compare(case: Case, expected: Reference, out: Tensor, grads: tuple[Tensor, .
         ]
     errors: dict[str, float | None] = {}
     not_finite: dict[str, int] = {}
+    beyond: list[str] = []
     for name, result, heads, index, wanted, terms in to_compare:
         if count := int((~torch.isfinite(result)).sum()):
             not_finite[name], errors[name] = count, None
             continue
         rows = result.flatten(0, 1)[heads]
         known = rows if index is None else rows.gather(1, index[..., None].expand(-1, -1, case.d_model))
-        errors[name] = row_error(known, wanted, terms)
-    return Errors(errors, TOLERANCE[case.dtype, case.precision], not_finite)
+        error = row_error(known, wanted, terms)
+        errors[name] = error if math.isfinite(error) else None
+        if errors[name] is None:
+            beyond.append(name)
+    return Errors(errors, TOLERANCE[case.dtype, case.precision], not_finite, tuple(beyond))
 
 
 def row_error(result_HRd: Tensor, wanted_HRd: Tensor, terms_HR: Tensor) -> float:

@@ -56,7 +56,8 @@ class Request:
         if not self.backends:
             raise RequestError("no backend was asked for; name one, or leave it out for all that can run")
         for name in self.backends:
-            backends.check_name(name)
+            if name not in self.sources:
+                backends.check_name(name)
         index, count = self.shard
         if not 1 <= index <= count:
             raise RequestError(f"shard {index}/{count} does not exist; of 4 shards the first is 1/4 and the last 4/4")
@@ -124,7 +125,7 @@ _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1
 
 def parse_bytes(text: str) -> int:
     """A size such as `8GiB` or `500MB`, in bytes. Raises `RequestError` for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?i?B?)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kKMG]?i?B?)\s*", text)
     unit = match and {"kib": "KiB", "kb": "kB"}.get(match[2].lower(), match[2])
     if not match or unit not in _UNITS or float(match[1]) <= 0:
         raise RequestError(f"memory limit {text!r} is not a size; write it like 8GiB or 500MB")
@@ -133,7 +134,7 @@ def parse_bytes(text: str) -> int:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`I/N`. Raises `RequestError` for anything else."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not match:
         raise RequestError(f"shard {text!r} is not of the form I/N, such as 1/4")
     return int(match[1]), int(match[2])

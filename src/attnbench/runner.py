@@ -93,13 +93,15 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         "first": visits.count == 0,
         "budget_s": request.budget_s / (1 if whole else ROUNDS),
     }
-    began = time.monotonic()
+    began, starting_s = time.monotonic(), executor.starting_s
     reply: dict[str, Any]
     try:
-        reply = executor.ask(message, max(0.0, request.timeout_s - visits.seconds))
+        reply = executor.ask(message, max(0.0, request.timeout_s - visits.seconds), cell.backend)
     except WorkerLost as lost:
         reply = {"fields": lost.fields}
-    visits.seconds += time.monotonic() - began
+        if lost.fields["status"] == "timeout":
+            lost.fields["reason"] = f"gave no result within {request.timeout_s:.4g} s; see --timeout"
+    visits.seconds += time.monotonic() - began - (executor.starting_s - starting_s)
     visits.count += 1
     visits.fields |= reply["fields"]
     for name, samples in reply.get("samples_ms", {}).items():

@@ -91,12 +91,11 @@ def read_records(directory: Path) -> list[Record]:
     Raises:
         RequestError: the directory holds no run, or a line other than a torn last one is no record.
     """
-    read_header(directory)
-    return _parse(directory / RECORDS)[0]
+    return _parse(directory / RECORDS, read_header(directory).run_id)[0]
 
 
-def _parse(path: Path) -> tuple[list[Record], int]:
-    """The records in a file and the length in bytes of what was sound."""
+def _parse(path: Path, run_id: str) -> tuple[list[Record], int]:
+    """The records of a run in a file and the length in bytes of what was sound."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -104,12 +103,19 @@ def _parse(path: Path) -> tuple[list[Record], int]:
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error}") from None
     *lines, torn = data.split(b"\n")
-    records = []
+    records: list[Record] = []
+    seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(Record.from_dict(json.loads(line)))
+            record = Record.from_dict(json.loads(line))
         except ValueError as error:
             raise RequestError(f"{path}, line {number}: {error}") from None
+        if record.run_id != run_id:
+            raise RequestError(f"{path}, line {number}: a record of another run, {record.run_id}")
+        if record.cell_id in seen:
+            raise RequestError(f"{path}, line {number}: a second record of {record.cell_id}")
+        seen.add(record.cell_id)
+        records.append(record)
     return records, len(data) - len(torn)
 
 
@@ -134,11 +140,14 @@ class Store:
         refuse_occupied(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            _write_whole(directory / HEADER, _to_json(header))
             descriptor = os.open(directory / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise RequestError(f"{directory} cannot be written: {error.strerror}; choose another --out") from None
-        _lock(descriptor, directory)
+            _lock(descriptor, directory)
+            _write_whole(directory / HEADER, _to_json(header))
+        except (OSError, ValueError) as error:
+            if isinstance(error, RequestError):
+                raise
+            why = getattr(error, "strerror", None) or error
+            raise RequestError(f"{directory} cannot be written: {why}; choose another --out") from None
         return cls(directory, header, [], descriptor)
 
     @classmethod
@@ -154,7 +163,7 @@ class Store:
         except OSError as error:
             raise RequestError(f"{directory} cannot be written: {error.strerror}") from None
         _lock(descriptor, directory)
-        records, sound = _parse(directory / RECORDS)
+        records, sound = _parse(directory / RECORDS, header.run_id)
         os.ftruncate(descriptor, sound)
         return cls(directory, header, records, descriptor)
 
@@ -204,11 +213,11 @@ class Store:
 
 def refuse_occupied(directory: Path) -> None:
     """Raises `RequestError` if a new run cannot be put into `directory`."""
-    if directory.exists() and not directory.is_dir():
-        raise RequestError(f"{directory} is a file; --out takes a directory")
-    if (directory / HEADER).exists():
-        raise RequestError(f"{directory} holds a run already; go on with it by --resume, or choose another --out")
     try:
+        if directory.exists() and not directory.is_dir():
+            raise RequestError(f"{directory} is a file; --out takes a directory")
+        if (directory / HEADER).exists():
+            raise RequestError(f"{directory} holds a run already; go on with it by --resume, or choose another --out")
         if directory.is_dir() and any(directory.iterdir()):
             raise RequestError(f"{directory} is not empty and holds no run; choose another --out")
     except OSError as error:

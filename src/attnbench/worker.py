@@ -28,7 +28,7 @@ import torch
 from attnbench import backends
 from attnbench.backends import Ask, Attention, Backend
 from attnbench.case import Case
-from attnbench.errors import RequestError
+from attnbench.errors import RequestError, printable
 from attnbench.inputs import make_inputs
 from attnbench.machine import physical_cores, torch_software
 from attnbench.measure import kernels
@@ -135,6 +135,7 @@ class Worker:
             `fields` of the record, `samples_ms` by pass, and `done` where no further visit would add anything.
         """
         self._enter("setup")
+        self._start_clean()
         self._turn_to(Case(**case))
         assert self.case is not None
         chosen = self._backend(backend, source)
@@ -209,6 +210,7 @@ class Worker:
         with kernels.Watch(self.device) if watched else nullcontext(_unwatched) as watch:
             out, forward_ms = watch(lambda: timed("forward", call.forward))
             out = call.check_output(out)
+            call.check_inputs()
             ledger.after_forward()
             samples.forward.append(forward_ms)
             if self.backward:
@@ -228,6 +230,13 @@ class Worker:
         if name not in self.backends:
             self.backends[name] = backends.load(name, source)
         return self.backends[name]
+
+    def _start_clean(self) -> None:
+        """Undoes what a backend may have set for the whole process."""
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+        if torch.get_num_threads() != physical_cores():
+            torch.set_num_threads(physical_cores())
 
     def _turn_to(self, case: Case) -> None:
         """Drops what belonged to another case, compiled code included, and sets the precision of this one."""
@@ -271,7 +280,10 @@ class Worker:
 
 # --- replies ----------------------------------------------------------------------------------------------------------
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "alloc_failed")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "alloc_failed"),
+    "storage size calculation overflowed",
+)
 
 
 def failure(error: BaseException, phase: str) -> dict[str, Any]:
@@ -286,7 +298,7 @@ def failure(error: BaseException, phase: str) -> dict[str, Any]:
 def _words(error: BaseException, most: int = 300) -> str:
     """The message up to its stack traces and hints, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    head = " ".join(lines[:3]) or type(error).__name__
+    head = printable(" ".join(lines[:3])) or type(error).__name__
     return head if len(head) <= most else head[: most - 1] + "…"
 
 
@@ -315,8 +327,13 @@ def limit_memory(limit_bytes: int) -> None:
     """
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     reserved = (int(status["VmData"].split()[0]) - int(status["RssAnon"].split()[0])) << 10
+    held = int(status["RssAnon"].split()[0]) << 10
+    if limit_bytes <= held:
+        raise RuntimeError(
+            f"it may hold {limit_bytes >> 20} MiB, and holds {held >> 20} MiB when idle; see --memory-limit"
+        )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + max(0, reserved), hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limit_bytes + max(0, reserved), 1 << 62), hard))
 
 
 def _die_with_parent(parent: int) -> None:

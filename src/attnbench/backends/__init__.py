@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -106,13 +107,16 @@ def backend(name: str) -> Callable[[_Function], _Function]:
     """
 
     def register(function: _Function) -> _Function:
-        file = getattr(function, "__code__", None) and function.__code__.co_filename
-        where = f"{file}:{function.__qualname__}"
-        if not name or ":" in name or name in BUILTIN or _decorated.get(name, where) != where:
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        file, qualname = getattr(module, "__file__", None), getattr(function, "__qualname__", None)
+        where = f"{file}:{qualname}"
+        taken = name in BUILTIN or _decorated.get(name, where) != where if isinstance(name, str) else True
+        if taken or not name or name == "all" or ":" in name:
             raise RequestError(f"backend name {name!r} is taken or malformed; choose another, without a colon")
-        if not file or file.startswith("<") or "<locals>" in where:
+        if not file or not qualname or "<" in qualname:
             raise RequestError(
-                f"backend {name!r} must be a function at the top of a .py file: it is imported by the process that measures it"
+                f"backend {name!r} must be a function with a name at the top of a .py file: "
+                "the process that measures it imports it from there"
             )
         _decorated[name] = where
         return function

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnbench.backends import Ask, Attention, Backend
@@ -90,7 +91,7 @@ def _module(name: str, place: str) -> tuple[ModuleType, str]:
 def _keywords(name: str, function: Any) -> set[str]:
     """Which of `causal` and `scale` a function takes, once it is sure that it takes q, k and v."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
     except (TypeError, ValueError):
         return {"causal", "scale"}  # built-in code that does not tell: it is called as documented
     parameters = signature.parameters

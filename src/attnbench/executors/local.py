@@ -17,12 +17,17 @@ from typing import Any
 
 import psutil
 
+from attnbench.backends import BUILTIN
+from attnbench.errors import printable
 from attnbench.machine import default_memory_limit_bytes
 from attnbench.request import Request
 
 POLL_S = 0.1
 OVERRIDES_OF_PRECISION = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 START_TIMEOUT_S = 300.0
+
+MOST_WORKERS = 4
+"""Workers of users' own backends that are kept at a time."""
 
 SLACK = 0.05
 """How far beyond its limit a worker is left to find out by itself, by an allocation that fails, before it is ended."""
@@ -75,7 +80,7 @@ class _Process:
         said = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("USDT:")][-lines:]
         stack = fatal.partition("Current thread")[2].splitlines()
         where = [line.strip() for line in stack if line.startswith("  File ")][:1]
-        return " | ".join(said + where)
+        return printable(" | ".join(said + where))
 
     def end(self) -> int:
         """Kills it with all that it started; returns its exit code."""
@@ -89,13 +94,18 @@ class _Process:
 
 
 class LocalExecutor:
-    """Carries requests to a worker process, one at a time. A context manager: leaving it ends the worker."""
+    """Carries requests to worker processes, one request at a time. A context manager: leaving it ends the workers.
+
+    Backends that ship with attnbench share a worker. Each of a user's own has one to itself, since a process is not
+    what it was after code that one knows nothing of: of these, `MOST_WORKERS` are kept.
+    """
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._process: _Process | None = None
+        self._processes: dict[str, _Process] = {}
         self._cache = tempfile.TemporaryDirectory(prefix="attnbench-")
         self.starts = 0
+        self.starting_s = 0.0
 
     def __enter__(self) -> LocalExecutor:
         return self
@@ -107,26 +117,37 @@ class LocalExecutor:
         self._cache.cleanup()
 
     def stop(self) -> None:
-        if self._process:
-            self._process.end()
-            self._process = None
+        for key in list(self._processes):
+            self._end(key)
 
-    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The worker's reply.
+    def ask(self, message: dict[str, Any], timeout_s: float, backend: str = "") -> dict[str, Any]:
+        """The reply of the worker that serves `backend`.
+
+        The time that a new worker takes to start does not count towards `timeout_s`; `starting_s` adds it up.
 
         Raises:
             WorkerLost: it died, hung for longer than `timeout_s`, or held more memory than it may. It is gone then, and
                 the next request starts another.
         """
-        process = self._process or self._start()
+        key = "" if backend in BUILTIN else backend
+        began = time.monotonic()
+        process = self._processes.pop(key, None) or self._start(key)
+        self._processes[key] = process  # the one used last is the last
+        self.starting_s += time.monotonic() - began
         with suppress(BrokenPipeError):  # it died between two requests; waiting tells how
             process.send(message)
-        reply = self._wait(process, timeout_s)
+        reply = self._wait(key, timeout_s)
         if reply.get("sick"):
-            self.stop()
+            self._end(key)
         return reply
 
-    def _start(self) -> _Process:
+    def _end(self, key: str) -> int:
+        return self._processes.pop(key).end()
+
+    def _start(self, key: str) -> _Process:
+        own = [other for other in self._processes if other]
+        if key and len(own) >= MOST_WORKERS:
+            self._end(own[0])
         request = self._request
         limit = request.memory_limit_bytes
         if limit is None and request.device == "cpu":
@@ -157,39 +178,41 @@ class LocalExecutor:
         os.close(request_read)
         os.close(reply_write)
         self.starts += 1
-        self._process = process = _Process(
+        self._processes[key] = process = _Process(
             popen, request_write, reply_read, log, limit if request.device == "cpu" else None
         )
-        reply = self._wait(process, START_TIMEOUT_S)
+        reply = self._wait(key, START_TIMEOUT_S)
         if broken := reply.get("broken"):
-            self.stop()
+            self._end(key)
             raise WorkerLost("crash", "setup", f"the worker process could not start: {broken}")
         return process
 
-    def _wait(self, process: _Process, timeout_s: float) -> dict[str, Any]:
+    def _wait(self, key: str, timeout_s: float) -> dict[str, Any]:
+        process = self._processes[key]
         deadline = time.monotonic() + timeout_s
         phase = "setup"
         while True:
+            dead = process.popen.poll() is not None  # asked before reading: what it said last must not be missed
             lines = process.lines(POLL_S)
             for line in lines or ():
                 phase = line.get("phase", phase)
                 if "reply" in line:
                     return line["reply"]
-            if lines is None:
-                raise self._lost(process, phase)
+            if lines is None or (dead and not lines):  # a child that it left may keep the pipe open
+                raise self._lost(key, phase)
             if process.limit_bytes and process.held_bytes() > process.limit_bytes * (1 + SLACK):
-                self.stop()
+                self._end(key)
                 raise WorkerLost("oom", phase, f"held more than the limit of {process.limit_bytes >> 20} MiB")
             if time.monotonic() > deadline:
-                self.stop()
-                raise WorkerLost("timeout", phase, f"gave no result within {timeout_s:.4g} s; see --timeout")
+                self._end(key)
+                raise WorkerLost("timeout", phase, "gave no result in time; see --timeout")
 
-    def _lost(self, process: _Process, phase: str) -> WorkerLost:
+    def _lost(self, key: str, phase: str) -> WorkerLost:
+        process = self._processes[key]
         with suppress(subprocess.TimeoutExpired):
             process.popen.wait(1)  # its pipe is closed; let it die its own death, whose signal is the reason
         words = process.last_words()
-        code = process.end()
-        self._process = None
+        code = self._end(key)
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         hint = " (perhaps the kernel's out-of-memory killer)" if how == "SIGKILL" else ""
         return WorkerLost(

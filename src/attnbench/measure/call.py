@@ -32,6 +32,11 @@ class Call:
         q, k, v, do = self.inputs
         return torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
 
+    def check_inputs(self) -> None:
+        """Raises `BrokenPromise` if q, k or v were written to since they were made."""
+        if any(tensor._version for tensor in (self.inputs.q, self.inputs.k, self.inputs.v)):
+            raise BrokenPromise("wrote to q, k or v: every later call would have other inputs")
+
     def check_output(self, out: object) -> Tensor:
         """`out`, if it is a tensor of q's shape and dtype that autograd reached.
 

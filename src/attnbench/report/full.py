@@ -30,7 +30,7 @@ NOT_A_COLUMN = {
 def document(run: Run, writer: Writer) -> str:
     """The report of a run, finished or not."""
     order = {name: index for index, name in enumerate(run.header.request["backends"])}
-    ordered = sorted(run.records, key=lambda record: order[record.backend])
+    ordered = sorted(run.records, key=lambda record: order.get(record.backend, len(order)))
     parts = [writer.heading("Attention benchmark", 1), *_machine(run, writer), *_summary(run, writer)]
     for name, records in _groups(ordered):
         parts.append(writer.heading(name, 2))
