@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,16 @@ BAD: dict[str, tuple[list[str], str]] = {
     "negative": (["--batch", "-4"], "-4 is not a whole number above zero"),
     "fraction": (["--d-model", "16.5"], "'16.5' is not a whole number above zero"),
     "word": (["--seq-len", "256,long"], "'long' is not a whole number above zero"),
+    "two signs": (["--seq-len=--5"], "'--5' is not a whole number above zero"),
+    "endless digits": (["--seq-len", "9" * 5000], "is not a whole number above zero"),
+    "endless memory": (["--memory-limit", "9" * 400], "is not a size"),
+    "endless shard": (["--shard", "9" * 5000 + "/2"], "is not of the form I/N"),
+    "no preset": (["--preset", ""], "preset '' is not known"),
+    "no device": (["--device", ""], "device '' is not known"),
+    "layout for two dtypes": (
+        ["--layout", "seed", "--backend", "eager", "--dtype", "float32,float64"],
+        "but dtype is float32, float64",
+    ),
     "empty list": (["--seq-len", ""], "'' is not a whole number above zero"),
     "kv heads": (["--heads", "8", "--kv-heads", "3"], "kv_heads = 3 does not divide heads = 8"),
     "spec missing": (["--spec", "nowhere.toml"], "spec file nowhere.toml does not exist"),
@@ -36,7 +48,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "resume nothing": (["--resume"], "give its directory by --out DIR"),
     "resume nowhere": (["--resume", "--out", "nowhere"], "nowhere does not exist"),
     "layout": (["--layout", "sede"], "layout 'sede' is not known"),
-    "layout for many": (["--layout", "seed"], "name it by --backend NAME"),
+    "layout for many": (["--layout", "seed"], "the seed layout shows one backend; choose by --backend one of"),
     "executor": (["--executor", "slurm"], "executor 'slurm' is not known"),
     "option": (["--frobnicate"], "No such option"),
     "argument": (["surplus"], "surplus"),
@@ -219,6 +231,21 @@ def test_a_forward_alone(attnbench: Attnbench, tmp_path: Path) -> None:
     assert (found["backward_ms"], found["error_dq"], found["backward_peak_MiB"]) == (None, None, None)
 
 
+def test_closed_standard_streams_are_no_failure(attnbench: Attnbench, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m attnbench run {' '.join(SMALL_GRID)} --backend=eager --out run <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0
+    assert records_of(tmp_path / "run")[0]["status"] == "ok"
+
+
+def test_a_reader_that_goes_away_ends_neither_sweep_nor_exit_code(tmp_path: Path) -> None:
+    run = f"{sys.executable} -m attnbench run {' '.join(SMALL_GRID)} --backend=eager --backend={MISBEHAVING}:raises"
+    command = f"set -o pipefail; {run} --out run 2>&1 | true"
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 3
+    assert len(records_of(tmp_path / "run")) == 2
+    command = f"set -o pipefail; {sys.executable} -m attnbench report run --format csv | true"
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 0
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(attnbench: Attnbench, tiny_disk: Path) -> None:
     (tiny_disk / "ballast").write_bytes(bytes(112 << 10))
     options = (
@@ -237,7 +264,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(attnbench: Attnbench, tiny_di
     done = attnbench("run", *options, *backends, "--out", tiny_disk / "run", "--quiet")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "No space left on device; the cells before it are safe: make room and go on with --resume" in done.stderr
+    assert "No space left on device; the cells before it are safe; then go on with --resume" in done.stderr
     kept = records_of(tiny_disk / "run")
     (tiny_disk / "ballast").unlink()
     again = attnbench("run", "--resume", "--out", tiny_disk / "run", "--budget", "0.3", *options, *backends, "--quiet")
@@ -251,9 +278,6 @@ def test_a_broken_pipe_is_no_traceback(attnbench: Attnbench, tmp_path: Path) -> 
     attnbench("run", *SMALL_GRID, "--backend=eager", "--out", "run", "--quiet")
     read, write = os.pipe()
     os.close(read)
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "attnbench", "report", "run"],
         cwd=tmp_path,

@@ -17,6 +17,10 @@ FAULTS: dict[str, tuple[str, str | None, str]] = {
     "killed": ("crash", "forward", "SIGKILL (perhaps the kernel's out-of-memory killer)"),
     "segfault": ("crash", "forward", "in string_at"),
     "aborts": ("crash", "forward", "assertion failed: tile % 16 == 0"),
+    "forks": ("crash", "forward", "SIGABRT"),
+    "turns_gradients_off": ("error", "forward", "off the graph"),
+    "writes_to_its_inputs": ("error", "forward", "wrote to q, k or v"),
+    "says_what_cannot_be_written": ("error", "forward", "ValueError: [31m red"),
     "exits": ("crash", "forward", "exit code 7"),
     "raises": ("error", "forward", "ValueError: no kernel for this shape"),
     "hangs": ("timeout", "forward", "gave no result within"),
@@ -43,7 +47,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
     import sys
 
     out = tmp_path_factory.mktemp("faults") / "run"
-    backends = [f"--backend={MISBEHAVING}:{name}" for name in ("right", *FAULTS)]
+    backends = [*(f"--backend={MISBEHAVING}:{name}" for name in ("right", *FAULTS)), "--backend=eager"]
     limits = ["--timeout", "6", "--memory-limit", "1500MiB"]
     command = [sys.executable, "-m", "attnbench", "run", *SMALL_GRID, *backends, *limits, "--out", str(out), "--quiet"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
@@ -64,7 +68,8 @@ def test_each_fault_has_its_status(outcomes: dict[str, dict[str, object]], name:
 
 
 def test_the_sweep_went_on_after_every_one_of_them(outcomes: dict[str, dict[str, object]]) -> None:
-    assert set(outcomes) == {"right", *FAULTS}
+    assert set(outcomes) == {"right", "eager", *FAULTS}
+    assert outcomes["eager"]["status"] == "ok", "whatever others set for their whole process"
     assert outcomes["right"]["status"] == "ok"
     assert outcomes["right"]["error_dq"] is not None
 

@@ -97,6 +97,8 @@ def test_all_errors_of_a_file_are_told_at_once_each_with_its_path(tmp_path: Path
         (b"\xff\xfe\x00", "cannot be read"),
         (b"about = 'no grid'", "grid is missing"),
         (b"grid = 5", "5 is not a table"),
+        (b"backends = ['nope', 'eager', 'sdpa-falsh']\n[grid]\nbatch = 8", "backends[0]: backend 'nope' is not known"),
+        (b"backends = ['nope', 'eager', 'sdpa-falsh']\n[grid]\nbatch = 8", "backends[2]: backend 'sdpa-falsh'"),
         (b"[grid]\nbatch = true", "True is not a whole number"),
         (b"[grid]\nbatch = 1.5", "1.5 is not a whole number"),
         (b"[grid]\nseq_len = []", "seq_len is empty"),

@@ -151,6 +151,15 @@ def test_nan_and_infinity_never_pass() -> None:
     assert errors.by_name["out"] is None
 
 
+def test_an_error_beyond_measure_is_an_error() -> None:
+    case = small(dtype="float64")
+    inputs = make_inputs(case, CPU, 0)
+    out, grads = dense(case, inputs)
+    errors = compare(case, reference(case, inputs), out * 1e300, grads)
+    assert errors.by_name["out"] is None
+    assert errors.complaint == "out is off by more than float64 can tell"
+
+
 def test_rows_that_ought_to_be_zero_do_not_divide_by_nothing() -> None:
     """With one key dq is exactly zero, and what a float32 backward leaves there is rounding."""
     case = small(kv_len=1)

@@ -136,3 +136,52 @@ def test_another_machine_is_refused(
     assert done.returncode == 2
     assert f"was measured elsewhere: {key} was {value!r} and is" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_version_of_a_users_code_is_refused(attnbench: Attnbench, tmp_path: Path) -> None:
+    code = "import torch\ndef f(q, k, v, *, scale):\n    return torch.softmax(q @ k.mT * scale, -1) @ v\n"
+    (tmp_path / "mine.py").write_text(code)
+    grid = (*GRID, "--backend=mine.py:f")
+    assert attnbench("run", *grid, "--out", "run", "--quiet").returncode == 0
+    path = tmp_path / "run" / "records.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    (tmp_path / "mine.py").write_text(code + "# changed\n")
+    done = attnbench("run", "--resume", "--out", "run")
+    assert done.returncode == 2
+    assert "backend 'mine.py:f' was sha256" in done.stderr
+    (tmp_path / "mine.py").write_text(code)
+    assert attnbench("run", "--resume", "--out", "run", "--quiet").returncode == 0
+    assert len(records_of(tmp_path / "run")) == 4
+
+
+def test_a_run_of_a_decorated_function_goes_on_from_the_command_line(attnbench: Attnbench, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import attnbench, torch\n"
+        "@attnbench.backend('mine')\n"
+        "def f(q, k, v, *, scale):\n    return torch.softmax(q @ k.mT * scale, -1) @ v\n"
+        "if __name__ == '__main__':\n"
+        "    attnbench.run({'seq_len': [8, 16], 'd_model': 8}, ['mine'], device='cpu', budget_s=0.02, out='run')\n"
+    )
+    subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, check=True)
+    path = tmp_path / "run" / "records.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    assert attnbench("run", "--resume", "--out", "run", "--quiet").returncode == 0
+    assert [record["status"] for record in records_of(tmp_path / "run")] == ["ok", "ok"]
+    seconds = json.loads((tmp_path / "run" / "run.json").read_text())["seconds"]
+    assert attnbench("run", "--resume", "--out", "run", "--quiet").returncode == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seconds"] == seconds, "nothing was left to do"
+
+
+def test_ctrl_c_while_a_resumed_run_is_planned_says_how_to_go_on(tmp_path: Path, attnbench: Attnbench) -> None:
+    out = tmp_path / "run"
+    assert attnbench("run", *GRID, "--backend=eager", "--out", out, "--quiet").returncode == 0
+    path = out / "records.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    process = start("--resume", "--out", out)
+    wait_for(workers)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"2 of 4 cells are kept in {out}" in errors
+    assert len(records_of(out)) >= 2

@@ -123,6 +123,22 @@ def test_the_timeout_is_a_cells_in_all(tmp_path: Path, monkeypatch: pytest.Monke
     assert [timeout for *_, timeout in executor.asked] == [50, 40, 30]
 
 
+def test_what_a_worker_takes_to_start_is_no_cells_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("attnbench.runner.time.monotonic", lambda: now[0])
+
+    class Starting(Scripted):
+        def ask(self, message: dict[str, Any], timeout_s: float, backend: str) -> dict[str, Any]:
+            now[0] += 31
+            self.starting_s += 30
+            return super().ask(message, timeout_s, backend)
+
+    executor = Starting({})
+    (record,) = run(tmp_path, plan("b", lengths=(16,)), executor)
+    assert [timeout for *_, timeout in executor.asked] == [50, 49, 48]
+    assert record.seconds == 3
+
+
 def test_the_time_to_go_follows_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("attnbench.progress.time.monotonic", lambda: now[0])

@@ -86,6 +86,25 @@ def test_foreign_records_are_refused(change: dict[str, object], complaint: str) 
         Record.from_dict(record().to_dict() | change)
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"run_id": "other"}, "line 2: a record of another run, other"),
+        ({}, "line 2: a second record of"),
+        ({"seq_len": 7}, "line 2: a record's cell_id"),
+        ({"seq_len": "x"}, "line 2: a record's cell_id"),
+    ],
+)
+def test_records_that_do_not_belong_are_refused(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
+    with Store.create(tmp_path / "run", HEADER) as store:
+        store.append(SOME[0])
+    with (tmp_path / "run" / "records.jsonl").open("a") as file:
+        file.write(json.dumps(SOME[0].to_dict() | change) + "\n")
+    for read in (read_records, Store.resume):
+        with pytest.raises(RequestError, match=complaint):
+            read(tmp_path / "run")
+
+
 def test_no_other_process_may_write_to_the_same_run(tmp_path: Path) -> None:
     with Store.create(tmp_path / "run", HEADER), pytest.raises(RequestError, match="another attnbench is writing"):
         Store.resume(tmp_path / "run")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,18 +20,21 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset
 from attnbench.plan import Plan, make_plan
 from attnbench.progress import Display, display
-from attnbench.report import render
+from attnbench.report import check_layout, render
 from attnbench.request import DEFAULT_BUDGET_S, DEFAULT_TIMEOUT_S, Request, expand_backends, parse_device
 from attnbench.result import Result, load
 from attnbench.runner import sweep
-from attnbench.store import Header, Store, refuse_occupied
+from attnbench.store import DiskFull, Header, Store, refuse_occupied
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a sweep; the finished cells are in `directory`."""
 
     def __init__(self, directory: Path, done: int, cells: int) -> None:
-        super().__init__(f"interrupted after {done} of {cells} cells")
+        super().__init__(
+            f"interrupted; {done} of {cells} cells are kept in {directory}; "
+            f"go on with: attnbench run --resume --out {shlex.quote(str(directory))}"
+        )
         self.directory, self.done, self.cells = directory, done, cells
 
 
@@ -48,7 +54,9 @@ def make_request(
         RequestError: anything in it cannot be had.
     """
     spec = _spec(grid)
-    device = parse_device(device) if device else machine.best_device()
+    if isinstance(backends, str):
+        raise RequestError(f"backends = {backends!r} is one name; give a list of them")
+    device = parse_device(device) if device is not None else machine.best_device()
     chosen = tuple(backends) or spec.backends
     names = expand_backends(chosen)
     sources = {name: source for name in names if (source := _backend_source(name))}
@@ -63,7 +71,10 @@ def _spec(grid: Grid | Spec | str | Mapping[str, Any]) -> Spec:
         return preset(grid)
     if isinstance(grid, Spec):
         return grid
-    return Spec(grid if isinstance(grid, Grid) else Grid.from_dict(grid))
+    values = grid.__dict__ if isinstance(grid, Grid) else grid
+    if not isinstance(values, Mapping):
+        raise RequestError(f"grid = {grid!r} is no Grid, preset name, or mapping of dimensions to values")
+    return Spec(Grid.from_dict(values))
 
 
 def _backend_source(name: str) -> str | None:
@@ -119,12 +130,14 @@ def run(
 def default_directory(request: Request) -> Path:
     """runs/GRID-DEVICE-TIME."""
     device = request.device.replace(":", "")
-    return Path("runs") / f"{request.name}-{device}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    name = re.sub(r"[^\w-]+", "-", request.name).strip("-") or "grid"
+    return Path("runs") / f"{name[:60]}-{device}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def start_run(directory: Path, request: Request, *, quiet: bool, layout: str = "full") -> Result:
     """Plans and carries out a new run. Raises as `run` does."""
     refuse_occupied(directory)
+    check_layout(layout, request.backends, request.cases())
     return _carry_out(request, lambda plan: Store.create(directory, _header(plan)), quiet, layout)
 
 
@@ -142,7 +155,29 @@ def resume_run(directory: Path, request: Request | None, *, quiet: bool, layout:
         raise RequestError(
             f"{directory} was measured elsewhere: {difference}; a run goes on where it began, start a new one"
         )
-    return _carry_out(asked, lambda _: Store.resume(directory), quiet, layout)
+    check_layout(layout, asked.backends, asked.cases())
+    if before.complete:
+        return before
+    try:
+        return _carry_out(asked, lambda plan: _reopen(directory, plan), quiet, layout)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:  # before the first new cell
+        raise Interrupted(directory, len(before.records), before.header.cells) from None
+
+
+def _reopen(directory: Path, plan: Plan) -> Store:
+    """The run to go on with. Raises `RequestError` where a backend has become another since."""
+    store = Store.resume(directory)
+    now = {cell.backend: cell.version for cell in plan.cells}
+    for record in store.records:
+        if record.backend_version and now.get(record.backend) not in (None, record.backend_version):
+            store.close()
+            raise RequestError(
+                f"backend {record.backend!r} was {record.backend_version} and is {now[record.backend]}; "
+                "a run measures one version of each, start a new one"
+            )
+    return store
 
 
 def _header(plan: Plan) -> Header:
@@ -178,12 +213,20 @@ def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: boo
                     sweep(plan, executor, store, shown)
             except KeyboardInterrupt:
                 executor.stop()
+                with suppress(DiskFull):
+                    _note_seconds(store, planned_s, began)
                 raise Interrupted(store.directory, len(store.records), len(plan.cells)) from None
-            seconds = {"planning": round(planned_s, 1), "whole": round(time.monotonic() - began, 1)}
-            if store.header.seconds:  # of a run that was interrupted, the time of all its parts
-                seconds = {key: round(value + store.header.seconds.get(key, 0), 1) for key, value in seconds.items()}
-            store.finish(replace(store.header, seconds=seconds))
+            _note_seconds(store, planned_s, began)
             result = Result(store.directory, store.header, store.records)
             for name, kind in (("report.md", "markdown"), ("report.html", "html")):
                 store.write(name, render(result, kind, layout))
     return result
+
+
+def _note_seconds(store: Store, planned_s: float, began: float) -> None:
+    """Adds the time of this part of a run to that of the parts before it."""
+    seconds = {"planning": planned_s, "whole": time.monotonic() - began}
+    before = store.header.seconds or {}
+    store.finish(
+        replace(store.header, seconds={key: round(before.get(key, 0) + value, 1) for key, value in seconds.items()})
+    )

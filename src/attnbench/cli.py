@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -39,32 +40,47 @@ WRONG_REQUEST, INTERRUPTED = 2, 130
 
 def main() -> None:
     """Entry point. Whatever is wrong with a request ends in one line on standard error and exit code 2."""
+    _open_closed_streams()
     try:
         sys.exit(cli.main(standalone_mode=False, prog_name="attnbench"))
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except (click.ClickException, RequestError) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"attnbench: {' '.join(text.split())}", err=True)
+        _say(text)
         sys.exit(WRONG_REQUEST)
     except DiskFull as error:
-        click.echo(f"attnbench: {error}; the cells before it are safe: make room and go on with --resume", err=True)
+        _say(f"{error}; the cells before it are safe; then go on with --resume")
         sys.exit(WRONG_REQUEST)
     except (KeyboardInterrupt, click.Abort) as stop:
         if isinstance(stop.__cause__, api.Interrupted):  # click makes an Abort of every KeyboardInterrupt
-            _say_how_to_go_on(stop.__cause__)
+            _say(str(stop.__cause__))
             sys.exit(INTERRUPTED)
-        click.echo("attnbench: interrupted before any cell was measured", err=True)
+        _say("interrupted before any cell was measured")
         sys.exit(INTERRUPTED)
+
+
+def _open_closed_streams() -> None:
+    """Daemons close the standard streams; a pipe that took such a number would be mistaken for one."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - as long as the process
+
+
+def _print(text: str, *, newline: bool = True, to: str = "stdout") -> None:
+    """Prints a document. A reader that has had enough of it, as `head`, is no failure."""
+    stream = getattr(sys, to)
+    try:
+        stream.write(text + "\n" * newline)
+        stream.flush()
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has had enough of it
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _say_how_to_go_on(stop: api.Interrupted) -> None:
-    kept = f"{stop.done} of {stop.cells} cells are kept in {stop.directory}"
-    go_on = f"attnbench run --resume --out {shlex.quote(str(stop.directory))}"
-    click.echo(f"attnbench: interrupted; {kept}; go on with: {go_on}", err=True)
+def _say(text: str) -> None:
+    """One line on standard error."""
+    _print(f"attnbench: {' '.join(text.split())}", to="stderr")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, no_args_is_help=False)
@@ -128,9 +144,13 @@ def measuring_options(command: Command) -> Command:
 
 def _spec_from(options: Mapping[str, Any]) -> Spec:
     """The spec that the grid options ask for."""
-    if options["preset_name"] and options["spec"]:
+    if options["preset_name"] is not None and options["spec"]:
         raise RequestError("--preset and --spec were both given; one grid at a time")
-    spec = read_spec(options["spec"]) if options["spec"] else preset(options["preset_name"] or "seed")
+    spec = (
+        read_spec(options["spec"])
+        if options["spec"]
+        else preset("seed" if options["preset_name"] is None else options["preset_name"])
+    )
     changes: dict[str, Any] = {key: _values(options[key]) for key in _LISTS if options[key] is not None}
     if options["causal"] is not None:
         changes["causal"] = [options["causal"]]
@@ -143,7 +163,8 @@ def _as_option(path: str) -> str:
 
 
 def _values(text: str) -> list[int | str]:
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in (part.strip() for part in text.split(","))]
+    parts = (part.strip() for part in text.split(","))
+    return [int(part) if re.fullmatch(r"-?\d{1,18}", part) else part for part in parts]
 
 
 def _request_from(options: Mapping[str, Any]) -> Request:
@@ -186,9 +207,9 @@ def run(**options: Any) -> int:
         raise RequestError(
             f"executor {options['executor']!r} is not known; there is: local; for many machines see --shard"
         )
-    _check_layout(options)
     quiet = options["quiet"]
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill keeps what is done
+    for wish in (signal.SIGINT, signal.SIGTERM):  # a polite kill keeps what is done, too
+        signal.signal(wish, _stop_once)
     if options["resume"]:
         if options["out"] is None:
             raise RequestError("--resume needs to know which run to go on with: give its directory by --out DIR")
@@ -205,32 +226,25 @@ def run(**options: Any) -> int:
     return result.exit_code
 
 
-def _check_layout(options: Mapping[str, Any]) -> None:
-    """Finds out before hours of measuring, not after, that the layout cannot show the run."""
-    if options["layout"] not in LAYOUTS:
-        raise RequestError(f"layout {options['layout']!r} is not known; there are: {', '.join(LAYOUTS)}")
-    if (
-        options["layout"] == "seed"
-        and not options["resume"]
-        and (len(options["backend"]) != 1 or "all" in options["backend"])
-    ):
-        raise RequestError("--layout seed shows one backend; name it by --backend NAME")
+def _stop_once(*_: object) -> None:
+    """Interrupts; whoever loses patience meanwhile must not interrupt the keeping of results."""
+    for wish in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wish, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _show(result: Result, options: Mapping[str, Any]) -> None:
     if options["as_json"]:
-        click.echo(json.dumps({
+        _print(json.dumps({
             "directory": str(result.directory),
             "run_id": result.header.run_id,
             "counts": result.counts,
             "records": [record.to_dict() for record in result.records],
         }))  # fmt: skip
     elif not options["quiet"]:
-        click.echo((result.directory / "report.md").read_text("utf-8"), nl=False)
-        click.echo(
-            f"\n{len(result.records)} cells are in {result.directory}; see them again by: attnbench report {result.directory}",
-            err=True,
-        )
+        _print((result.directory / "report.md").read_text("utf-8"), newline=False)
+        where = f"\n{len(result.records)} of {result.header.cells} cells are in {result.directory}"
+        _print(f"{where}; see them again by: attnbench report {result.directory}", to="stderr")
 
 
 @cli.command()
@@ -242,7 +256,7 @@ def plan(as_json: bool, **options: Any) -> None:
     request = _request_from(options)
     with LocalExecutor(request) as executor:
         planned = make_plan(request, executor)
-    click.echo(json.dumps(planned.to_dict(), indent=1) if as_json else plan_text(planned))
+    _print(json.dumps(planned.to_dict(), indent=1) if as_json else plan_text(planned))
 
 
 @cli.command()
@@ -251,14 +265,14 @@ def plan(as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
     """Every backend: what it is, and whether it is available here or why not."""
-    device = parse_device(device) if device else machine.best_device()
+    device = parse_device(device) if device is not None else machine.best_device()
     wanted = expand_backends(names)
     request = Request(Grid(), "backends", wanted, {}, device)
     with LocalExecutor(request) as executor:
         told = describe(executor, wanted, {}, [], request.timeout_s)["backends"]
     keys = ("name", "about", "version", "unavailable")
     shown = [{"device": device} | {key: backend[key] for key in keys} for backend in told]
-    click.echo(json.dumps(shown, indent=1) if as_json else backends_text(shown, device))
+    _print(json.dumps(shown, indent=1) if as_json else backends_text(shown, device))
 
 
 @cli.command()
@@ -271,7 +285,7 @@ def report(directory: Path, format: str, layout: str, backend: str | None, out: 
     """A run directory as a document."""
     text = render(load(directory), format, layout, backend)
     if out is None:
-        click.echo(text, nl=False)
+        _print(text, newline=False)
         return
     try:
         out.write_text(text, "utf-8")
@@ -283,4 +297,4 @@ def report(directory: Path, format: str, layout: str, backend: str | None, out: 
 def list_presets() -> None:
     """The grids that ship with attnbench."""
     for name, spec in presets().items():
-        click.echo(f"{name:14} {spec.about} ({len(spec.grid.cases())} cases)")
+        _print(f"{name:14} {spec.about} ({len(spec.grid.cases())} cases)")

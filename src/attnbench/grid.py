@@ -12,6 +12,7 @@ from typing import Any, NewType, get_type_hints
 
 import cattrs
 
+from attnbench import backends
 from attnbench.case import DTYPES, PRECISIONS, Case
 from attnbench.errors import RequestError, unknown
 
@@ -19,6 +20,7 @@ Size = NewType("Size", int)
 Dtype = NewType("Dtype", str)
 Precision = NewType("Precision", str)
 Flag = NewType("Flag", bool)
+Name = NewType("Name", str)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Spec:
     """
 
     grid: Grid
-    backends: tuple[str, ...] = ()
+    backends: tuple[Name, ...] = ()
     about: str = ""
     name: str = "grid"
 
@@ -134,7 +136,7 @@ def read_spec(path: Path) -> Spec:
         RequestError: the file is missing, not text or not TOML, or holds wrong values (all of them named).
     """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise RequestError(f"spec file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -199,6 +201,11 @@ def _text(value: Any, _type: Any) -> str:
     return value
 
 
+def _name(value: Any, _type: Any) -> Name:
+    backends.check_name(_text(value, _type))
+    return Name(value)
+
+
 def _one_of(kind: str, known: tuple[str, ...]) -> Any:
     def hook(value: Any, _type: Any) -> str:
         if value not in known:
@@ -219,7 +226,7 @@ def _tables(cls: type[Any]) -> Any:
     def hook(values: Any, _type: Any) -> Any:
         if not isinstance(values, Mapping):
             raise ValueError(f"{values!r} is not a table")
-        if empty := [key for key, value in values.items() if value == [] and key not in MAY_BE_EMPTY]:
+        if empty := [key for key, value in values.items() if value in ([], ()) and key not in MAY_BE_EMPTY]:
             raise ValueError(f"{', '.join(empty)} is empty; leave it out for its default")
         listed = {
             key: [value] if key in lists and not isinstance(value, list | tuple) else value
@@ -234,6 +241,7 @@ _converter = cattrs.Converter(detailed_validation=True)
 _converter.register_structure_hook(Size, _size)
 _converter.register_structure_hook(Flag, _flag)
 _converter.register_structure_hook(str, _text)
+_converter.register_structure_hook(Name, _name)
 _converter.register_structure_hook(Dtype, _one_of("dtype", tuple(DTYPES)))
 _converter.register_structure_hook(Precision, _one_of("precision", PRECISIONS))
 for _cls in (Grid, Spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -103,7 +104,10 @@ class Lines(Silent):
         self._forecast.finished(cell)
         self._count += 1
         left = f"  (about {clock(self._forecast.seconds_left())} to go)" if self._count < self._total else ""
-        print(f"[{self._count}/{self._total}] {describe(cell)}  {outcome(record)}{left}", file=sys.stderr, flush=True)  # noqa: T201
+        line = f"[{self._count}/{self._total}] {describe(cell)}  {outcome(record)}{left}\n"
+        with suppress(BrokenPipeError):  # whoever reads along may stop; the sweep does not
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
 
 class Live:

@@ -36,6 +36,30 @@ def aborts(q, k, v, **_):
     os.abort()
 
 
+def forks(q, k, v, **_):
+    """Dies while a child of its lives on, with all its open files."""
+    if os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
+    os.abort()
+
+
+def turns_gradients_off(q, k, v, **given):
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    return right(q, k, v, **given)
+
+
+def writes_to_its_inputs(q, k, v, **given):
+    with torch.no_grad():
+        q *= 2
+    return right(q, k, v, **given)
+
+
+def says_what_cannot_be_written(q, k, v, **_):
+    raise ValueError("\ud800 \x1b[31m red")
+
+
 def exits(q, k, v, **_):
     os._exit(7)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from attnbench.case import Case
 from attnbench.errors import RequestError, unknown
 from attnbench.report import full, seed
 from attnbench.report.tables import WRITERS, records_csv, records_json
@@ -11,6 +13,14 @@ from attnbench.store import Run
 
 LAYOUTS = {"full": full.document, "seed": seed.document}
 FORMATS = ("markdown", "html", "csv", "json", "latex")
+
+
+def check_layout(layout: str, backends: Sequence[str], cases: Sequence[Case]) -> None:
+    """Raises `RequestError` where a layout is not known or cannot show a run; to be asked before hours of measuring."""
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    if layout == "seed":
+        seed.check(backends, cases)
 
 
 def render(run: Run, format: str = "markdown", layout: str = "full", backend: str | None = None) -> str:  # noqa: A002
@@ -24,8 +34,6 @@ def render(run: Run, format: str = "markdown", layout: str = "full", backend: st
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if layout not in LAYOUTS:
-        raise unknown("layout", layout, LAYOUTS)
     names = list(dict.fromkeys(record.backend for record in run.records))
     if backend is not None:
         if backend not in names:
@@ -33,6 +41,7 @@ def render(run: Run, format: str = "markdown", layout: str = "full", backend: st
                 f"backend {backend!r} is not in {run.directory}; it has: {', '.join(names) or 'no records'}"
             )
         run = replace(run, records=[record for record in run.records if record.backend == backend])
+    check_layout(layout, names if backend is None else [backend], [record.case for record in run.records])
     if format == "csv":
         return records_csv(run.records)
     if format == "json":
