@@ -17,11 +17,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -350,30 +350,17 @@ def _die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _requests(pipe: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in pipe:
-        yield json.loads(line)
-
-
-@contextmanager
-def _telling(pipe: TextIO) -> Iterator[Callable[[dict[str, Any]], None]]:
-    def tell(message: dict[str, Any]) -> None:
-        pipe.write(json.dumps(message) + "\n")
-        pipe.flush()
-
-    yield tell
-
-
 def main() -> None:
     settings = json.loads(sys.argv[1])
     _die_with_parent(settings["parent"])
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle
-    with (
-        os.fdopen(settings["replies"], "w") as pipe,
-        os.fdopen(settings["requests"]) as requests,
-        _telling(pipe) as tell,
-    ):
+    with os.fdopen(settings["replies"], "w") as replies, os.fdopen(settings["requests"]) as requests:
+
+        def tell(message: dict[str, Any]) -> None:
+            replies.write(json.dumps(message) + "\n")
+            replies.flush()
+
         try:
             worker = Worker(
                 settings["device"],
@@ -392,22 +379,12 @@ def main() -> None:
             tell({"reply": {"broken": f"{type(error).__name__}: {_words(error)}"}})
             return
         tell({"reply": {"ready": True}})
-        for request in _requests(requests):
+        for line in requests:
             try:
-                tell({"reply": answer(worker, request)})
+                tell({"reply": answer(worker, json.loads(line))})
             except Sick as error:
-                tell(
-                    {
-                        "reply": {
-                            "fields": {
-                                "status": "crash",
-                                "phase": worker.phase,
-                                "reason": f"CUDA context lost: {error}",
-                            },
-                            "sick": True,
-                        }
-                    }
-                )
+                lost = {"status": "crash", "phase": worker.phase, "reason": f"CUDA context lost: {error}"}
+                tell({"reply": {"fields": lost, "sick": True}})
                 return
 
 
