@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,15 @@ from attnbench.record import Record
 
 DATA = Path(__file__).parent / "data"
 MISBEHAVING = DATA / "misbehaving.py"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ceilings are measured once for all tests, and not into the user's own cache, unless the environment names one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "ATTNBENCH_CACHE" not in os.environ:
+            patch.setenv("ATTNBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

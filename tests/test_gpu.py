@@ -5,18 +5,32 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from attnbench import backends, forecast
+from attnbench import backends, forecast, reference
+from attnbench.analysis.compare import compare
 from attnbench.backends import Ask
+from attnbench.bench import Bench, Settings
+from attnbench.grid import Grid
 from attnbench.inputs import make_inputs
+from attnbench.limits import Ceilings
 from attnbench.measure.call import Call
-from attnbench.measure.kernels import Watch
-from attnbench.measure.timing import time_call
-from attnbench.reference import compare, reference
+from attnbench.measure.ceilings import measure
+from attnbench.measure.kernels import device_times, empty_kernel
+from attnbench.measure.timing import Timer
+from attnbench.plan import Cell, Plan
+from attnbench.progress import Silent
+from attnbench.request import Request
+from attnbench.result import Result
+from attnbench.runner import sweep
+from attnbench.store import Header, Store
+from attnbench.worker import answer
 from conftest import DATA, records_of, small
 from test_backends import SHAPES
 from test_measure import step_ledger
@@ -50,18 +64,18 @@ def test_a_backend_that_says_yes_is_right_and_one_that_says_no_would_not_have_be
     call = Call(backend.build(case), make_inputs(case, CUDA, 0))
     if reason is None:
         out = call.check_output(call.forward())
-        errors = compare(case, reference(case, call.inputs), out, call.backward(out))
+        errors = reference.compare(case, reference.reference(case, call.inputs), out, call.backward(out))
         assert errors.complaint is None, errors
         return
     try:
         out = call.check_output(call.forward())
-        complaint = compare(case, reference(case, call.inputs), out, call.backward(out)).complaint
+        complaint = reference.compare(case, reference.reference(case, call.inputs), out, call.backward(out)).complaint
     except Exception as error:
         complaint = repr(error)
     assert complaint is not None, f"it refused with {reason!r}, but it would have been right"
 
 
-def sweep(tmp_path: Path, *args: str, code: int) -> dict[str, dict[str, object]]:
+def run_command(tmp_path: Path, *args: str, code: int) -> dict[str, dict[str, object]]:
     command = [
         sys.executable,
         "-m",
@@ -81,7 +95,7 @@ def sweep(tmp_path: Path, *args: str, code: int) -> dict[str, dict[str, object]]
 
 def test_a_poisoned_context_costs_its_own_cell_alone(tmp_path: Path) -> None:
     names = ["--backend=sdpa", f"--backend={MISBEHAVING}:poisons_the_context", "--backend=eager"]
-    found = sweep(tmp_path, "--seq-len", "256", "--d-model", "64", *names, code=3)
+    found = run_command(tmp_path, "--seq-len", "256", "--d-model", "64", *names, code=3)
     assert found["poisons_the_context"]["status"] == "crash"
     assert "CUDA context lost" in str(found["poisons_the_context"]["reason"])
     assert (found["sdpa"]["status"], found["eager"]["status"]) == ("ok", "ok")
@@ -93,7 +107,7 @@ def test_out_of_memory_is_told_apart_by_phase(tmp_path: Path) -> None:
         f"--backend={MISBEHAVING}:allocates_in_backward",
         "--backend=sdpa",
     ]
-    found = sweep(tmp_path, "--seq-len", "256", "--d-model", "64", "--memory-limit", "8GiB", *names, code=0)
+    found = run_command(tmp_path, "--seq-len", "256", "--d-model", "64", "--memory-limit", "8GiB", *names, code=0)
     assert (found["allocates_without_end"]["status"], found["allocates_without_end"]["phase"]) == ("oom", "forward")
     assert (found["allocates_in_backward"]["status"], found["allocates_in_backward"]["phase"]) == ("oom", "backward")
     assert found["sdpa"]["status"] == "ok"
@@ -102,7 +116,7 @@ def test_out_of_memory_is_told_apart_by_phase(tmp_path: Path) -> None:
 def test_compiled_backends_compile_anew_for_each_shape_however_many(tmp_path: Path) -> None:
     """torch.compile gives up on a function after eight shapes, silently or not, unless it is made to forget."""
     lengths = ",".join(str(64 * i) for i in range(1, 12))
-    sweep(tmp_path, "--seq-len", lengths, "--d-model", "32", "--backend=compile", "--budget", "0.05", code=0)
+    run_command(tmp_path, "--seq-len", lengths, "--d-model", "32", "--backend=compile", "--budget", "0.05", code=0)
     records = records_of(tmp_path / "run")
     assert [record["status"] for record in records] == ["ok"] * 11
     assert all(record["compile_ms"] > 0 for record in records)
@@ -111,7 +125,7 @@ def test_compiled_backends_compile_anew_for_each_shape_however_many(tmp_path: Pa
 
 def test_the_record_says_what_sdpa_ran(tmp_path: Path) -> None:
     names = [f"--backend={name}" for name in ("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn")]
-    found = sweep(tmp_path, "--seq-len", "1024", "--d-model", "64", "--dtype", "bfloat16", *names, code=0)
+    found = run_command(tmp_path, "--seq-len", "1024", "--d-model", "64", "--dtype", "bfloat16", *names, code=0)
     from attnbench.families import family
 
     for name in ("math", "flash", "efficient", "cudnn"):
@@ -119,29 +133,160 @@ def test_the_record_says_what_sdpa_ran(tmp_path: Path) -> None:
     assert family(tuple(found["sdpa"]["kernels_forward"])) in ("flash", "cudnn")  # pyright: ignore[reportArgumentType]
 
 
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def call_of(name: str, **sizes: object) -> Call:
+    case = small(**{"batch": 8, "heads": 1, "kv_heads": 1, "d_model": 64, "dtype": "bfloat16"} | sizes)
+    return Call(backends.load(name).build(case), make_inputs(case, CUDA, 0))
+
+
+def timer(**how: object) -> Timer:
+    return Timer(CUDA, overhead_ms=empty_kernel(CUDA)[1], **how)  # pyright: ignore[reportArgumentType]
+
+
 def test_the_hosts_time_does_not_enter() -> None:
-    case = small(batch=8, seq_len=256, kv_len=256, d_model=64, dtype="bfloat16")
-    quick, slow = (backends.load(name) for name in ("sdpa", f"{MISBEHAVING}:slow_to_launch"))
-    forwards = [
-        statistics.median(
-            time_call(
-                Call(b.build(case), make_inputs(case, CUDA, 0)), CUDA, backward=True, budget_s=0.3, warm=False
-            ).forward
-        )
-        for b in (quick, slow)
-    ]
+    calls = [call_of(name, seq_len=256, kv_len=256) for name in ("sdpa", f"{MISBEHAVING}:slow_to_launch")]
+    forwards = [statistics.median(timer().time(call, 0.3).samples_ms["forward"]) for call in calls]
     assert forwards[1] < 1.5 * forwards[0] + 0.01 < 0.2
 
 
-def test_events_agree_with_the_kernels_own_times() -> None:
-    case = small(batch=8, heads=1, kv_heads=1, seq_len=8192, kv_len=8192, d_model=64, dtype="bfloat16")
-    call = Call(backends.load("sdpa-flash").build(case), make_inputs(case, CUDA, 0))
-    samples = time_call(call, CUDA, backward=True, budget_s=0.5, warm=False)
-    with Watch(CUDA) as watch:
-        out = watch(call.forward)
-        watch(lambda: call.backward(out))
-    for measured, seen in zip((samples.forward, samples.backward), watch.seen(), strict=True):
-        assert statistics.median(measured) == pytest.approx(seen.device_ms, rel=0.1)
+def test_a_device_that_catches_up_with_the_host_is_noticed_and_given_more_time() -> None:
+    stopwatch = timer().stopwatch(call_of(f"{MISBEHAVING}:slow_to_launch", seq_len=256, kv_len=256))
+    stopwatch.window(20)
+    stopwatch._host_s, stopwatch._patience = 1e-5, 1.0  # it thinks that the host is quick
+    starved = stopwatch.window(20)
+    assert starved.starved
+    assert max(starved.samples_ms["forward"]) > 1, "the host's millisecond shows"
+    windows = [stopwatch.window(20)]
+    while windows[-1].starved and len(windows) < 12:
+        stopwatch.wait_longer()
+        windows.append(stopwatch.window(20))
+    assert not windows[-1].starved
+    assert statistics.median(windows[-1].samples_ms["forward"]) < 0.1
+
+
+class InProcess:
+    """Carries requests to a bench in this process, which saves the start of another."""
+
+    starting_s = 0.0
+
+    def __init__(self, settings: Settings) -> None:
+        self.bench = Bench(settings, lambda _: None)
+
+    def ask(self, message: dict[str, Any], timeout_s: float, backend: str) -> dict[str, Any]:
+        return answer(self.bench, dict(message))
+
+
+def measured(directory: Path, *names: str, clock: str = "sustained", graph: bool = False, **sizes: object) -> Result:
+    """A run of some backends on one case."""
+    case = small(**{"batch": 8, "heads": 1, "kv_heads": 1, "d_model": 64, "dtype": "bfloat16"} | sizes)
+    request = Request(Grid(), "test", names, {}, "cuda:0", clock=clock, graph=graph, budget_s=0.3)
+    cells = tuple(Cell(case, name, None, None, (), True, 1.0) for name in names)
+    header = Header("r", "now", request.to_dict(), {}, "0", len(cells))
+    executor = InProcess(Settings("cuda:0", 0, True, "default", clock, warm_cache=False, graph=graph))
+    with Store.create(directory, header) as store:
+        sweep(Plan(request, {}, cells, {}, None), executor, store, Silent())  # pyright: ignore[reportArgumentType]
+        return Result(store.directory, store.header, store.records)
+
+
+def test_a_call_that_waits_for_the_device_is_launch_bound_and_cannot_be_captured(tmp_path: Path) -> None:
+    names = ("sdpa-flash", f"{MISBEHAVING}:waits_for_the_device")
+    records = measured(tmp_path / "run", *names, graph=True, seq_len=4096, kv_len=4096).records
+    plain, waiting = sorted(records, key=lambda record: names.index(record.backend))
+    assert "launch_bound" in waiting.tags
+    assert all(window["starved"] for window in waiting.windows if "discarded" not in window)
+    assert waiting.graph_forward_ms is None
+    assert "captur" in str(waiting.graph_reason)
+    assert plain.graph_reason is None
+    assert plain.graph_forward_ms == pytest.approx(plain.forward_ms, rel=0.05)
+    assert plain.graph_backward_ms == pytest.approx(plain.backward_ms, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("sdpa-flash", {"seq_len": 4096, "kv_len": 4096}),
+        ("sdpa-flash", {"seq_len": 8192, "kv_len": 8192, "d_model": 16}),
+        ("sdpa-cudnn", {"seq_len": 8192, "kv_len": 8192}),
+        ("sdpa-efficient", {"seq_len": 1024, "kv_len": 1024, "d_model": 128, "dtype": "float32"}),
+    ],
+)
+def test_events_agree_with_the_kernels_own_times(name: str, sizes: dict[str, object]) -> None:
+    call = call_of(name, **sizes)
+    measured = timer().time(call, 0.3).samples_ms["forward"]
+    stopwatch = timer().stopwatch(call)
+    stopwatch.window(20)
+    seen = device_times(call, stopwatch)["forward"]
+    assert len([name for name in seen.names if not name.startswith("Memset")]) == 1
+    assert statistics.median(measured) == pytest.approx(seen.device_ms, rel=0.02)
+
+
+def test_small_cells_are_launch_bound_and_have_both_times(tmp_path: Path) -> None:
+    (record,) = measured(tmp_path / "run", "sdpa-flash", seq_len=256, kv_len=256).records
+    assert "launch_bound" in record.tags
+    assert record.call_forward_ms is not None
+    assert record.device_forward_ms is not None
+    assert record.call_forward_ms > 1.2 * record.device_forward_ms
+
+
+@pytest.mark.parametrize("regime", ["sustained", "burst"])
+def test_windows_carry_the_devices_state_and_the_regime_is_recorded(tmp_path: Path, regime: str) -> None:
+    (record,) = measured(tmp_path / "run", "sdpa-flash", clock=regime, seq_len=4096, kv_len=4096).records
+    assert record.clock_regime == regime
+    assert {window["round"] for window in record.windows} == {0, 1, 2}
+    for window in record.windows:
+        assert 200 < window["sm_clock_MHz"] < 4000
+        assert 30 < window["power_W"] < 2000
+        assert isinstance(window["clock_events"], tuple)
+
+
+def test_a_backend_that_ran_anothers_kernels_is_tagged_fallback() -> None:
+    settings = Settings("cuda:0", 0, True, "default", "sustained", warm_cache=False, graph=False)
+    at_work = Bench(settings, lambda _: None)
+    case = small(batch=8, seq_len=1024, kv_len=1024, d_model=64, dtype="bfloat16").to_dict()
+    tags = {}
+    for name, runs in (("sdpa-cudnn", "sdpa-cudnn"), ("sdpa-cudnn", "sdpa-flash"), ("flex", "flex"), ("flex", "eager")):
+        at_work.backends = {name: replace(backends.load(name), build=backends.load(runs).build)}
+        at_work.callables.clear()
+        reply = at_work.visit(case, name, None, first=True, last=False, budget_s=0.05)
+        tags[name, runs] = reply["fields"].get("tags")
+    assert tags == {
+        ("sdpa-cudnn", "sdpa-cudnn"): None,
+        ("sdpa-cudnn", "sdpa-flash"): ["fallback"],
+        ("flex", "flex"): None,
+        ("flex", "eager"): ["fallback"],
+    }
+
+
+def test_a_calibration_takes_seconds_and_is_plausible() -> None:
+    began = time.monotonic()
+    known = Ceilings.from_dict(measure(CUDA))
+    assert time.monotonic() - began < 20
+    assert known.exp_per_s
+    assert known.launch_ms
+    assert known.memory_bytes_per_s
+    rates = known.matmul_flop_per_s
+    assert rates["bfloat16"] > rates["tf32"] > rates["float32"] > 1e12
+    assert 1e11 < known.memory_bytes_per_s < 2e13
+    assert 1e11 < known.exp_per_s < 1e14
+    assert 1e-4 < known.launch_ms < 0.01
+
+
+def test_a_slow_down_of_three_percent_is_seen_and_none_is_seen_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a load that stays below the power cap: beside one that is held by it, a spin cools, and the clock makes up."""
+    runs = []
+    for name, spin_us in (("a", 0), ("again", 0), ("slower", 41)):  # with its launch 3 % of 1.41 ms
+        monkeypatch.setenv("SPIN_US", str(spin_us))
+        backend = f"{MISBEHAVING}:flash_after_a_spin"
+        runs.append(measured(tmp_path / name, backend, seq_len=16384, kv_len=16384, d_model=16))
+    assert not compare(runs[0], runs[1], 0.02).regressions
+    assert [found.what for found in compare(runs[0], runs[2], 0.02).regressions] == ["forward"]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["naive", "eager", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"])

@@ -15,8 +15,13 @@ OUTSIDE = [
     "attnbench.report",
     "attnbench.plan",
     "attnbench.store",
+    "attnbench.tags",
+    "attnbench.limits",
+    "attnbench.doctor",
+    "attnbench.calibration",
+    "attnbench.analysis.compare",
 ]
-INSIDE = ["attnbench.worker", "attnbench.reference", "attnbench.inputs", "attnbench.backends.sdpa"]
+INSIDE = ["attnbench.worker", "attnbench.bench", "attnbench.reference", "attnbench.inputs", "attnbench.backends.sdpa"]
 
 
 def loads_torch(module: str) -> bool:

@@ -13,12 +13,11 @@ from attnbench import backends, forecast
 from attnbench.case import Case
 from attnbench.families import family
 from attnbench.inputs import make_inputs
-from attnbench.measure import timing
 from attnbench.measure.call import Call
 from attnbench.measure.kernels import Watch
 from attnbench.measure.memory import Ledger, ResidentProbe, probe
 from attnbench.measure.rehearsal import rehearse
-from attnbench.measure.timing import Samples, relative_error, settled, time_as_seed, time_call
+from attnbench.measure.timing import Timer, time_as_seed
 from conftest import small
 
 CPU = torch.device("cpu")
@@ -47,64 +46,63 @@ def paced() -> Call:
     return Call(lambda q, k, v: Paced.apply(q) + 0 * (k.sum() + v.sum()), make_inputs(small(), CPU, 0))
 
 
+def timed(call: Call, budget_s: float, *, backward: bool = True, warm: bool = False) -> dict[str, list[float]]:
+    return Timer(CPU, backward).time(call, budget_s, warm=warm).samples_ms
+
+
 def test_backward_is_the_backward_alone_and_the_step_is_both() -> None:
-    samples = time_call(paced(), CPU, backward=True, budget_s=0.3, warm=False)
-    assert statistics.median(samples.forward) == pytest.approx(4.5, abs=1)
-    assert statistics.median(samples.backward) == pytest.approx(12.5, abs=1)
-    assert statistics.median(samples.forward_backward) == pytest.approx(17, abs=2)
-    assert len(samples.forward) == len(samples.backward) == len(samples.forward_backward)
+    samples = timed(paced(), 0.3)
+    assert statistics.median(samples["forward"]) == pytest.approx(4.5, abs=1)
+    assert statistics.median(samples["backward"]) == pytest.approx(12.5, abs=1)
+    assert statistics.median(samples["forward_backward"]) == pytest.approx(17, abs=2)
+    assert len(samples["forward"]) == len(samples["backward"]) == len(samples["forward_backward"])
 
 
 def test_nothing_is_accumulated() -> None:
     call = paced()
-    time_call(call, CPU, backward=True, budget_s=0.05, warm=True)
+    timed(call, 0.05, warm=True)
     assert all(tensor.grad is None for tensor in call.inputs)
 
 
 def test_a_forward_alone_calls_no_backward() -> None:
-    samples = time_call(paced(), CPU, backward=False, budget_s=0.05, warm=True)
-    assert samples.forward
-    assert not samples.backward
+    samples = timed(paced(), 0.05, backward=False, warm=True)
+    assert list(samples) == ["forward"]
+    assert samples["forward"]
     assert Paced.backwards == 0
 
 
 def test_it_stops_when_the_budget_is_spent_and_has_one_sample_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "RELATIVE_ERROR", -1)
+    monkeypatch.setattr("attnbench.noise.RELATIVE_ERROR", -1)
     began = time.perf_counter()
-    time_call(paced(), CPU, backward=True, budget_s=0.2, warm=True)
+    timed(paced(), 0.2, warm=True)
     assert 0.2 <= time.perf_counter() - began < 0.5
-    assert len(time_call(paced(), CPU, backward=True, budget_s=0, warm=True).forward) == 1
+    assert timed(paced(), 0, warm=True)["forward"]
 
 
-def test_it_stops_when_the_median_is_known() -> None:
-    steady = [1.0, 1.001, 0.999] * 4
-    wild = [1.0, 2.0, 0.5] * 4
-    assert settled(steady)
-    assert not settled(wild)
-    assert not settled(steady[:5]), "too few to tell"
-    assert settled(wild * 100), "no end of sampling"
-    assert relative_error(wild) > 100 * relative_error(steady)
-    assert Samples(forward=steady, backward=steady).settled
-    assert not Samples(forward=steady, backward=wild).settled
+def test_a_slow_step_needs_no_other_to_warm_up_for_it_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnbench.measure.timing.WARMTH_MATTERS_S", 0.01)
+    monkeypatch.setattr("attnbench.measure.stopwatch.CpuStopwatch.WINDOW_S", 0)
+    assert len(timed(paced(), 0.016)["forward"]) == 1
+    assert len(timed(paced(), 0.1)["forward"]) > 1
 
 
 def test_the_seeds_protocol_is_a_hundred_forwards_and_a_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    samples = time_as_seed(paced(), CPU, backward=True, budget_s=60, warm=False)
-    assert (len(samples.forward), len(samples.backward), len(samples.forward_backward)) == (100, 100, 0)
+    samples = time_as_seed(paced(), CPU, backward=True, budget_s=60).samples_ms
+    assert {name: len(taken) for name, taken in samples.items()} == {"forward": 100, "backward": 100}
     assert (Paced.forwards, Paced.backwards) == (220, 110)
 
 
 def test_the_seeds_backward_is_a_whole_step() -> None:
-    samples = time_as_seed(paced(), CPU, backward=True, budget_s=0.5, warm=False)
-    assert statistics.mean(samples.forward) == pytest.approx(4.5, abs=1.5)
-    assert statistics.mean(samples.backward) == pytest.approx(17, abs=3)
+    samples = time_as_seed(paced(), CPU, backward=True, budget_s=0.5).samples_ms
+    assert statistics.mean(samples["forward"]) == pytest.approx(4.5, abs=1.5)
+    assert statistics.mean(samples["backward"]) == pytest.approx(17, abs=3)
 
 
 def test_the_seeds_protocol_keeps_to_a_budget() -> None:
-    samples = time_as_seed(paced(), CPU, backward=True, budget_s=0.06, warm=False)
-    assert 1 <= len(samples.forward) < 20
-    assert 1 <= len(samples.backward) < 20
+    samples = time_as_seed(paced(), CPU, backward=True, budget_s=0.06).samples_ms
+    assert 1 <= len(samples["forward"]) < 20
+    assert 1 <= len(samples["backward"]) < 20
 
 
 needs_probe = pytest.mark.skipif(probe(CPU) is None, reason="this system does not tell a process's peak")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attnbench import backends, machine
+from attnbench import backends, calibration, machine
 from attnbench.errors import RequestError
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset
@@ -25,6 +25,9 @@ from attnbench.request import DEFAULT_BUDGET_S, DEFAULT_TIMEOUT_S, Request, expa
 from attnbench.result import Result, load
 from attnbench.runner import sweep
 from attnbench.store import DiskFull, Header, Store, refuse_occupied
+
+SECONDS = ("start", "calibration", "compile", "correctness", "memory", "timing", "idle", "whole")
+"""Where the wall time of a run goes."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -88,6 +91,9 @@ def run(
     device: str | None = None,
     passes: str = "backward",
     protocol: str = "default",
+    clock: str = "sustained",
+    warm_cache: bool = False,
+    graph: bool = False,
     budget_s: float | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     memory_limit_bytes: int | None = None,
@@ -104,6 +110,9 @@ def run(
         device: `cpu`, `cuda` or `cuda:N`; the best one here if None.
         passes: `backward` (forward too) or `forward` alone.
         protocol: `default`, or `seed` for the procedure of the table attnbench began with.
+        clock: regime of a GPU's clocks: `sustained`, warmed until they have settled under the load, or `burst`.
+        warm_cache: leave a GPU's L2 cache as the call before left it.
+        graph: measure each case inside a CUDA graph as well.
         budget_s: seconds to spend on samples of one cell.
         timeout_s: seconds after which a cell is given up.
         memory_limit_bytes: what a worker may hold, on CPU in all and on CUDA on the device.
@@ -118,8 +127,8 @@ def run(
         Interrupted: Ctrl-C; the finished cells are safe.
     """
     request = make_request(
-        grid, backends, device=device, passes=passes, protocol=protocol, budget_s=budget_s, timeout_s=timeout_s,
-        memory_limit_bytes=memory_limit_bytes, seed=seed,
+        grid, backends, device=device, passes=passes, protocol=protocol, clock=clock, warm_cache=warm_cache, graph=graph,
+        budget_s=budget_s, timeout_s=timeout_s, memory_limit_bytes=memory_limit_bytes, seed=seed,
     )  # fmt: skip
     directory = Path(out) if out is not None else default_directory(request)
     if resume:
@@ -138,7 +147,17 @@ def start_run(directory: Path, request: Request, *, quiet: bool, layout: str = "
     """Plans and carries out a new run. Raises as `run` does."""
     refuse_occupied(directory)
     check_layout(layout, request.backends, request.cases())
-    return _carry_out(request, lambda plan: Store.create(directory, _header(plan)), quiet, layout)
+
+    def create(plan: Plan) -> tuple[Store, float]:
+        refuse_occupied(directory)
+        ceilings: dict[str, Any]
+        try:
+            ceilings = calibration.ceilings(request.device)
+        except RequestError as error:  # the sweep is worth having without floors
+            ceilings = {"reason": str(error)}
+        return Store.create(directory, _header(plan, ceilings)), ceilings.get("seconds", 0.0)
+
+    return _carry_out(request, create, quiet, layout)
 
 
 def resume_run(directory: Path, request: Request | None, *, quiet: bool, layout: str = "full") -> Result:
@@ -159,7 +178,7 @@ def resume_run(directory: Path, request: Request | None, *, quiet: bool, layout:
     if before.complete:
         return before
     try:
-        return _carry_out(asked, lambda plan: _reopen(directory, plan), quiet, layout)
+        return _carry_out(asked, lambda plan: (_reopen(directory, plan), 0.0), quiet, layout)
     except Interrupted:
         raise
     except KeyboardInterrupt:  # before the first new cell
@@ -180,7 +199,7 @@ def _reopen(directory: Path, plan: Plan) -> Store:
     return store
 
 
-def _header(plan: Plan) -> Header:
+def _header(plan: Plan, ceilings: dict[str, Any]) -> Header:
     return Header(
         run_id=uuid.uuid4().hex[:12],
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,6 +207,7 @@ def _header(plan: Plan) -> Header:
         machine=plan.machine,
         attnbench=_version(),
         cells=len(plan.cells),
+        ceilings={name: value for name, value in ceilings.items() if name != "seconds"},
     )
 
 
@@ -197,7 +217,8 @@ def _version() -> str:
     return __version__
 
 
-def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: bool, layout: str) -> Result:
+def _carry_out(request: Request, open_store: Callable[[Plan], tuple[Store, float]], quiet: bool, layout: str) -> Result:
+    """Plans, measures and reports. `open_store` gives the store, and the seconds that calibration took before it."""
     if os.environ.get("ATTNBENCH_WORKER"):
         raise RequestError(
             "attnbench.run was called while a worker imported your file; put the call under: if __name__ == '__main__'"
@@ -205,28 +226,31 @@ def _carry_out(request: Request, open_store: Callable[[Plan], Store], quiet: boo
     began = time.monotonic()
     with LocalExecutor(request) as executor:
         plan = make_plan(request, executor)
-        planned_s = time.monotonic() - began
-        with open_store(plan) as store:
+        planned_s = time.monotonic() - began - executor.starting_s
+        opened, calibration_s = open_store(plan)
+        with opened as store:
             shown: Display = display(plan, store.done, quiet=quiet)
+
+            def note_seconds() -> None:
+                """Adds the time of this part of a run to that of the parts before it."""
+                spent = dict(executor.spent_s)
+                spent |= {"start": executor.starting_s + planned_s, "calibration": calibration_s}
+                whole = time.monotonic() - began
+                spent |= {"idle": max(0.0, whole - sum(spent.values())), "whole": whole}
+                before = store.header.seconds or {}
+                seconds = {name: round(before.get(name, 0) + spent.get(name, 0), 1) for name in SECONDS}
+                store.finish(replace(store.header, seconds=seconds))
+
             try:
                 with shown:
                     sweep(plan, executor, store, shown)
             except KeyboardInterrupt:
                 executor.stop()
                 with suppress(DiskFull):
-                    _note_seconds(store, planned_s, began)
+                    note_seconds()
                 raise Interrupted(store.directory, len(store.records), len(plan.cells)) from None
-            _note_seconds(store, planned_s, began)
+            note_seconds()
             result = Result(store.directory, store.header, store.records)
             for name, kind in (("report.md", "markdown"), ("report.html", "html")):
                 store.write(name, render(result, kind, layout))
     return result
-
-
-def _note_seconds(store: Store, planned_s: float, began: float) -> None:
-    """Adds the time of this part of a run to that of the parts before it."""
-    seconds = {"planning": planned_s, "whole": time.monotonic() - began}
-    before = store.header.seconds or {}
-    store.finish(
-        replace(store.header, seconds={key: round(before.get(key, 0) + value, 1) for key, value in seconds.items()})
-    )

@@ -8,20 +8,23 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from attnbench import api, machine
+from attnbench import api, calibration, machine
+from attnbench.analysis.compare import DEFAULT_THRESHOLD, compare, parse_threshold
 from attnbench.case import DTYPES, PRECISIONS
+from attnbench.doctor import diagnose
 from attnbench.errors import RequestError
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset, presets, read_spec
 from attnbench.plan import describe, make_plan
-from attnbench.report import FORMATS, LAYOUTS, render
+from attnbench.report import FORMATS, LAYOUTS, comparison, render
 from attnbench.request import (
+    CLOCKS,
     DEFAULT_TIMEOUT_S,
     PASSES,
     PROTOCOLS,
@@ -32,7 +35,7 @@ from attnbench.request import (
     parse_shard,
 )
 from attnbench.result import Result, load
-from attnbench.show import backends_text, plan_text
+from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
 from attnbench.store import DiskFull
 
 WRONG_REQUEST, INTERRUPTED = 2, 130
@@ -134,6 +137,9 @@ def measuring_options(command: Command) -> Command:
         click.option("--timeout", type=float, metavar="SECONDS", help=f"Time after which a cell is given up; default: {DEFAULT_TIMEOUT_S:.0f}."),
         click.option("--memory-limit", metavar="SIZE", help="What a worker may hold, such as 8GiB. Default on CPU: what is available, less a margin."),
         click.option("--protocol", metavar="|".join(PROTOCOLS), help="How to time; seed repeats the first table's procedure."),
+        click.option("--clock", metavar="|".join(CLOCKS), help="Regime of a GPU's clocks: settled under the load (default), or a few calls after a rest."),
+        click.option("--warm-cache", is_flag=True, default=None, help="Leave a GPU's L2 cache as the call before left it."),
+        click.option("--graph", is_flag=True, default=None, help="Measure inside a CUDA graph as well."),
         click.option("--seed", type=int, metavar="N", help="Seed of the random inputs; default: 0."),
         click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the cases."),
     ]  # fmt: skip
@@ -171,6 +177,9 @@ def _request_from(options: Mapping[str, Any]) -> Request:
     given = {
         "passes": options["passes"],
         "protocol": options["protocol"],
+        "clock": options["clock"],
+        "warm_cache": options["warm_cache"],
+        "graph": options["graph"],
         "timeout_s": options["timeout"],
         "seed": options["seed"],
         "memory_limit_bytes": parse_bytes(options["memory_limit"]) if options["memory_limit"] is not None else None,
@@ -291,6 +300,45 @@ def report(directory: Path, format: str, layout: str, backend: str | None, out: 
         out.write_text(text, "utf-8")
     except OSError as error:
         raise RequestError(f"{out} cannot be written: {error.strerror}") from None
+
+
+@cli.command()
+@click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: the best one here.")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def calibrate(device: str | None, as_json: bool) -> None:
+    """Measures this device's ceilings anew: memory, matrix products, exponentials, a launch. Runs use them from then on."""
+    device = parse_device(device) if device is not None else machine.best_device()
+    found = calibration.ceilings(device, anew=True)
+    _print(json.dumps({"device": device} | found, indent=1) if as_json else ceilings_text(found, device))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print facts and troubles as JSON.")
+def doctor(as_json: bool) -> None:
+    """What about this machine would spoil a benchmark, and how to mend it. Changes nothing."""
+    facts = machine.fingerprint()
+    troubles = diagnose(facts)
+    told = {"facts": facts, "troubles": [asdict(trouble) for trouble in troubles]}
+    _print(json.dumps(told, indent=1) if as_json else doctor_text(facts, troubles))
+
+
+@cli.command("compare")
+@click.argument("before", type=click.Path(path_type=Path), metavar="A")
+@click.argument("after", type=click.Path(path_type=Path), metavar="B")
+@click.option(
+    "--threshold",
+    metavar="SHARE",
+    default=DEFAULT_THRESHOLD,
+    help="A change up to this is of no interest, such as 2% (default) or 0.02.",
+)
+@click.option("--format", metavar="|".join(comparison.FORMATS), default="markdown", help="Default: markdown.")
+def compare_runs(before: Path, after: Path, threshold: str, format: str) -> int:
+    """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A."""
+    least = parse_threshold(threshold)
+    found = compare(load(before), load(after), least)
+    _print(comparison.render(found, format), newline=False)
+    _print(f"\n{comparison.headline(found)}", to="stderr")
+    return found.exit_code
 
 
 @cli.command("presets")

@@ -1,4 +1,4 @@
-"""What a case costs at the least: floating-point operations."""
+"""What a case costs at the least: floating-point operations, bytes moved and exponentials."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ def flops_forward(case: Case) -> int:
 def flops_backward(case: Case) -> int:
     """Five products against the forward's two: the scores again, dv, dp, dq and dk."""
     return flops_forward(case) * 5 // 2
+
+
+def bytes_forward(case: Case) -> int:
+    """q, k and v read once, the output written once."""
+    return 2 * (case.query_elements + case.key_elements) * case.element_bytes
+
+
+def bytes_backward(case: Case) -> int:
+    """q, k, v, the output and its gradient read once; dq, dk and dv written once."""
+    return 4 * (case.query_elements + case.key_elements) * case.element_bytes
+
+
+def exps_forward(case: Case) -> int:
+    """One for each score that is not masked."""
+    return pairs(case)
+
+
+def exps_backward(case: Case) -> int:
+    """One for each score again, since only a row's log-sum-exp is kept of them."""
+    return pairs(case)

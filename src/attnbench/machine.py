@@ -6,32 +6,66 @@ import importlib.util
 import os
 import platform
 import runpy
+import shutil
 import socket
 import sys
+import warnings
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from attnbench import clock_events
+
 IDENTITY = ("hostname", "system", "cpu", "physical_cores", "gpus", "packages")
 """What must be the same for a run to go on: the machine, and the software that was measured on it."""
 
 PACKAGES = ("torch", "triton", "jax", "numpy", "flash-attn", "xformers", "transformer-engine", "flashinfer-python")
 
+VARIABLES = (
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUDA_LAUNCH_BLOCKING", "TORCH_COMPILE_DISABLE",
+    "TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+"""Environment variables that change what a benchmark measures, or how."""
+
+CPUS, CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+
+COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
+
 
 def fingerprint() -> dict[str, Any]:
-    """This machine and its software, without loading a framework."""
+    """This machine and its software, without loading a framework.
+
+    What changes from minute to minute, or by a setting, is apart from what the machine is: under `gpu_states`, an entry
+    for each of `gpus`, and `host_state`. A fact that the system does not tell is None.
+    """
+    cpus = _usable_cpus()
     return {
         "hostname": socket.gethostname(),
         "system": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),
         "cpu": cpu_name(),
         "physical_cores": physical_cores(),
+        "machine_cores": psutil.cpu_count(logical=False),
+        "usable_cpus": len(cpus),
+        "usable_cores": _cores_of(cpus),
+        "smt": {"0": False, "1": True}.get(_read(CPUS / "smt/active") or ""),
         "memory_MiB": psutil.virtual_memory().total >> 20,
+        "cgroup_cpus": _cgroup_cpus(),
+        "cgroup_memory_MiB": _cgroup_memory_MiB(),
         "python": platform.python_version(),
         "packages": packages(),
+        "torch_cuda": torch_cuda(),
+        "cxx": shutil.which(os.environ.get("CXX", "g++")),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         **gpus(),
+        "host_state": {
+            "governor": _governor(cpus),
+            "load_1min": psutil.getloadavg()[0],
+            "swap_used_MiB": _swap_used_MiB(),
+        },
     }
 
 
@@ -55,17 +89,53 @@ def cpu_name() -> str:
 
 def physical_cores() -> int:
     """Cores that this process may use, each counted once however many threads it runs."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus()
-    cores = min(psutil.cpu_count(logical=False) or usable, usable)
-    return max(1, min(cores, quota) if quota else cores)
+    cpus, quota = _usable_cpus(), _cgroup_cpus()
+    cores = _cores_of(cpus) or len(cpus)
+    return max(1, min(cores, int(quota)) if quota else cores)
 
 
-def _cgroup_cpus() -> int | None:
-    """Whole CPUs that the cgroup's quota allows; None if it sets none."""
+def _usable_cpus() -> set[int]:
+    """Numbers of the logical CPUs that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _cores_of(cpus: Iterable[int]) -> int | None:
+    """How many cores these logical CPUs are threads of."""
+    cores = {_read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
+    return None if None in cores else len(cores)
+
+
+def _governor(cpus: Iterable[int]) -> str | None:
+    """What sets the clocks of these CPUs; where they differ, all there are."""
+    told = (_read(CPUS / f"cpu{cpu}/cpufreq/scaling_governor") for cpu in cpus)
+    return ", ".join(sorted({governor for governor in told if governor})) or None
+
+
+def _cgroup_cpus() -> float | None:
+    """CPUs that the cgroup's quota is worth; None if it sets none."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _cgroup_memory_MiB() -> int | None:
+    """Memory that the cgroup may hold; None if it sets no limit."""
+    limit = _read(CGROUP / "memory.max")
+    return int(limit) >> 20 if limit and limit.isdecimal() else None
+
+
+def _swap_used_MiB() -> int:
+    with warnings.catch_warnings():  # in some containers psutil warns of counters that are not asked for here
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return psutil.swap_memory().used >> 20
+
+
+def _read(path: Path) -> str | None:
+    """What a one-line file of the system says; None where it is absent, closed or empty."""
+    try:
+        return path.read_text().strip() or None
     except (OSError, ValueError):
         return None
 
@@ -90,49 +160,109 @@ def default_memory_limit_bytes() -> int:
 
 
 def gpus() -> dict[str, Any]:
-    """NVIDIA GPUs and their driver, by NVML."""
+    """NVIDIA GPUs, the state they are in and their driver, by NVML."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no package, no driver, no permission: whatever the reason, no GPU can be told of
-        return {"gpus": [], "driver": None}
+        return {"gpus": [], "gpu_states": [], "driver": None}
     try:
+        handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, i) for i in range(_ask(pynvml.nvmlDeviceGetCount) or 0)]
         return {
-            "gpus": [_gpu(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())],
-            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "gpus": [_gpu(handle) for handle in handles],
+            "gpu_states": [_gpu_state(handle) for handle in handles],
+            "driver": _ask(pynvml.nvmlSystemGetDriverVersion),
         }
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(handle: Any) -> dict[str, Any]:
+def _ask(query: Callable[..., Any], *args: Any) -> Any:
+    """The driver's answer; None where it refuses one, as any driver may."""
     import pynvml
 
-    def ask(query: Any, *args: Any) -> Any:
-        try:
-            return query(handle, *args)
-        except pynvml.NVMLError:
-            return None
+    try:
+        return query(*args)
+    except pynvml.NVMLError:
+        return None
 
-    limit_mW = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit)
-    memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
+
+def _gpu(handle: Any) -> dict[str, Any]:
+    """What the GPU is."""
+    import pynvml
+
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
     return {
-        "name": ask(pynvml.nvmlDeviceGetName),
-        "uuid": ask(pynvml.nvmlDeviceGetUUID),
+        "name": _ask(pynvml.nvmlDeviceGetName, handle),
+        "uuid": _ask(pynvml.nvmlDeviceGetUUID, handle),
         "memory_MiB": memory.total >> 20 if memory else None,
-        "power_limit_W": limit_mW / 1e3 if limit_mW else None,
-        "max_sm_clock_MHz": ask(pynvml.nvmlDeviceGetMaxClockInfo, pynvml.NVML_CLOCK_SM),
+        "power_limit_W": _watts(_ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)),
+        "max_sm_clock_MHz": _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
     }
+
+
+def _gpu_state(handle: Any) -> dict[str, Any]:
+    """What the GPU is doing, and how it is set."""
+    import pynvml
+
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    use = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    events = _ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    if events is None:  # a driver that knows them by their older name
+        events = _ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    _, power_max_mW = _ask(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (None, None)
+    ecc, _ = _ask(pynvml.nvmlDeviceGetEccMode, handle) or (None, None)  # the mode now, and the one after a restart
+    mig, _ = _ask(pynvml.nvmlDeviceGetMigMode, handle) or (None, None)
+    return {
+        "sm_clock_MHz": _ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "clock_events": None if events is None else list(clock_events.names(events)),
+        "temperature_C": _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "slowdown_C": _ask(
+            pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        ),
+        "default_power_limit_W": _watts(_ask(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)),
+        "max_power_limit_W": _watts(power_max_mW),
+        "utilisation_percent": use.gpu if use else None,
+        "memory_used_MiB": memory.used >> 20 if memory else None,
+        "other_processes": _other_processes(handle),
+        "persistence": _switch(_ask(pynvml.nvmlDeviceGetPersistenceMode, handle)),
+        "ecc": _switch(ecc),
+        "mig": _switch(mig),
+        "compute_mode": COMPUTE_MODES.get(_ask(pynvml.nvmlDeviceGetComputeMode, handle)),
+    }
+
+
+def _other_processes(handle: Any) -> int | None:
+    """How many processes beside this one and its workers hold a context on the GPU."""
+    import pynvml
+
+    queries = (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses)
+    told = [found for query in queries if (found := _ask(query, handle)) is not None]
+    own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    return len({process.pid for found in told for process in found} - own) if told else None
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return milliwatts / 1e3 if milliwatts else None
+
+
+def _switch(mode: int | None) -> bool | None:
+    return None if mode is None else bool(mode)
+
+
+def torch_cuda() -> str | None:
+    """The version of CUDA that torch was built for, without loading torch; None for any other torch, or none."""
+    spec = importlib.util.find_spec("torch")
+    if not spec or not spec.origin:
+        return None
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
 
 
 def best_device() -> str:
     """`cuda` where there is a GPU and a torch that was built for CUDA, else `cpu`; without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    spec = importlib.util.find_spec("torch")
-    if not gpus()["gpus"] or visible in ("", "-1") or not spec or not spec.origin:
-        return "cpu"
-    return "cuda" if runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda") else "cpu"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    return "cuda" if not hidden and gpus()["gpus"] and torch_cuda() else "cpu"
 
 
 def torch_software() -> dict[str, Any]:

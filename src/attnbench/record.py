@@ -31,8 +31,16 @@ class Record:
     """One cell's outcome. A field is None where nothing was measured; a unit stands in the name of each that has one.
 
     Times are medians over `*_samples_ms` (means under the seed's protocol); `*_iqr_ms` is the distance between the
-    quartiles. Errors are relative, against float64 (`attnbench.reference`). Memory is above what the process held
-    before the cell's inputs existed (`attnbench.measure.memory`).
+    quartiles, `*_noise` the relative uncertainty of the median (`attnbench.measure.sampling.noise`). `device_*_ms` are
+    sums of kernel times, `call_*_ms` the wall time of a call among others back to back, `graph_*_ms` replays of a CUDA
+    graph, or `graph_reason` says why there are none. Errors are relative, against float64 (`attnbench.reference`).
+    Memory is above what the process held before the cell's inputs existed (`attnbench.measure.memory`).
+
+    CUDA samples are without `event_overhead_ms`, which two events see besides a kernel.
+
+    `windows` tell how the samples came about, in order: each has its `round`, how many `samples` of each pass it gave,
+    its `sm_clock_MHz`, `power_W`, `temperature_C` and `clock_events`; one that was `discarded` says why, and keeps what
+    it gave under `samples_ms`.
     """
 
     run_id: str
@@ -56,15 +64,23 @@ class Record:
 
     forward_ms: float | None = None
     forward_iqr_ms: float | None = None
+    forward_noise: float | None = None
     forward_samples_ms: tuple[float, ...] = ()
     backward_ms: float | None = None
     backward_iqr_ms: float | None = None
+    backward_noise: float | None = None
     backward_samples_ms: tuple[float, ...] = ()
     forward_backward_ms: float | None = None
     forward_backward_iqr_ms: float | None = None
+    forward_backward_noise: float | None = None
     forward_backward_samples_ms: tuple[float, ...] = ()
     device_forward_ms: float | None = None
     device_backward_ms: float | None = None
+    call_forward_ms: float | None = None
+    call_backward_ms: float | None = None
+    graph_forward_ms: float | None = None
+    graph_backward_ms: float | None = None
+    graph_reason: str | None = None
     compile_ms: float | None = None
 
     mem_after_inputs_MiB: float | None = None
@@ -80,6 +96,8 @@ class Record:
     limit_forward: float | None = None
     limit_backward: float | None = None
     bound_by: str | None = None
+    forward_TFLOP_per_s: float | None = None
+    backward_TFLOP_per_s: float | None = None
 
     error_out: float | None = None
     error_dq: float | None = None
@@ -89,6 +107,9 @@ class Record:
     kernels_forward: tuple[str, ...] = ()
     kernels_backward: tuple[str, ...] = ()
 
+    clock_regime: str | None = None
+    event_overhead_ms: float | None = None
+    windows: tuple[Mapping[str, Any], ...] = ()
     sm_clock_MHz: float | None = None
     power_W: float | None = None
     temperature_C: float | None = None

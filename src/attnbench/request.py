@@ -14,7 +14,8 @@ from attnbench.grid import Grid
 
 PROTOCOLS = ("default", "seed")
 PASSES = ("forward", "backward")
-DEFAULT_BUDGET_S = {"cpu": 1.0, "cuda": 0.5}
+CLOCKS = ("sustained", "burst")
+DEFAULT_BUDGET_S = {"cpu": 1.0, "cuda": 0.3}
 DEFAULT_TIMEOUT_S = 300.0
 
 
@@ -26,6 +27,8 @@ class Request:
     and `named` whether the user chose them. `budget_s` is the time to spend on samples of one cell, `timeout_s` the time
     after which a cell is given up.
     `memory_limit_bytes` is what a worker may hold, on CPU in all and on CUDA on the device; None leaves a margin on CPU.
+    `clock` is the regime of a GPU's clocks (`attnbench.measure.timing.Timer`), `warm_cache` leaves its L2 cache alone
+    between calls, and `graph` measures each case inside a CUDA graph as well.
     `shard` (i, n) takes the i-th of n parts of the cases, from 1.
     """
 
@@ -37,6 +40,9 @@ class Request:
     named: bool = True
     passes: str = "backward"
     protocol: str = "default"
+    clock: str = "sustained"
+    warm_cache: bool = False
+    graph: bool = False
     budget_s: float = 1.0
     timeout_s: float = DEFAULT_TIMEOUT_S
     memory_limit_bytes: int | None = None
@@ -48,6 +54,10 @@ class Request:
             raise RequestError(f"pass {self.passes!r} is not known; there are: {', '.join(PASSES)}")
         if self.protocol not in PROTOCOLS:
             raise RequestError(f"protocol {self.protocol!r} is not known; there are: {', '.join(PROTOCOLS)}")
+        if self.clock not in CLOCKS:
+            raise RequestError(f"clock {self.clock!r} is not known; there are: {', '.join(CLOCKS)}")
+        if self.device == "cpu" and (self.graph or self.warm_cache or self.clock != "sustained"):
+            raise RequestError("--graph, --warm-cache and --clock burst are about a GPU, and the device is cpu")
         for what, seconds in (("budget", self.budget_s), ("timeout", self.timeout_s)):
             if not 0 < seconds < float("inf"):
                 raise RequestError(f"{what} = {seconds} is not a number of seconds above zero")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -12,19 +11,16 @@ from typing import Any, Protocol
 
 from attnbench.case import Case
 from attnbench.executors.local import LocalExecutor, WorkerLost
+from attnbench.limits import Ceilings, judged
+from attnbench.noise import by_round, noise
 from attnbench.plan import Cell, Plan
-from attnbench.record import Record, iqr, summary
+from attnbench.record import Record, summary
 from attnbench.store import Store
+from attnbench.tags import tagged
 
 ROUNDS = 3
 """Visits of a cell. The backends of a case are visited in turn, in a new random order each time, so that drift of the
 machine's speed falls on all of them alike."""
-
-TAGS: dict[str, Callable[[list[float]], bool]] = {
-    "few_samples": lambda samples: len(samples) < 10,
-    "noisy": lambda samples: (iqr(samples) or 0) > 0.1 * median(samples),
-}
-"""Warnings, and the samples of a pass that give cause for them."""
 
 
 class Watcher(Protocol):
@@ -42,6 +38,8 @@ class _Visits:
     cell: Cell
     fields: dict[str, Any] = field(default_factory=dict)
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    device_ms: dict[str, list[float]] = field(default_factory=dict)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
     count: int = 0
@@ -71,7 +69,7 @@ def _run_case(
             watcher.working(visits.cell)
             _visit(visits, plan, executor)
             if visits.done:
-                record = _record(visits, plan, store.header.run_id)
+                record = _record(visits, plan, store)
                 store.append(record)
                 watcher.finished(visits.cell, record)
         at_work = [visits for visits in at_work if not visits.done]
@@ -91,6 +89,7 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         "backend": cell.backend,
         "source": request.sources.get(cell.backend),
         "first": visits.count == 0,
+        "last": visits.count == ROUNDS - 1,
         "budget_s": request.budget_s / (1 if whole else ROUNDS),
     }
     began, starting_s = time.monotonic(), executor.starting_s
@@ -102,26 +101,43 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         if lost.fields["status"] == "timeout":
             lost.fields["reason"] = f"gave no result within {request.timeout_s:.4g} s; see --timeout"
     visits.seconds += time.monotonic() - began - (executor.starting_s - starting_s)
-    visits.count += 1
     visits.fields |= reply["fields"]
+    visits.windows += [window | {"round": visits.count} for window in reply.get("windows", ())]
     for name, samples in reply.get("samples_ms", {}).items():
         visits.samples_ms.setdefault(name, []).extend(samples)
+    for name, seen in reply.get("device_ms", {}).items():
+        visits.device_ms.setdefault(name, []).append(seen)
+    visits.count += 1
     visits.done = "status" in visits.fields or visits.count == ROUNDS or reply.get("done", False)
 
 
-def _record(visits: _Visits, plan: Plan, run_id: str) -> Record:
+def _record(visits: _Visits, plan: Plan, store: Store) -> Record:
     request, cell = plan.request, visits.cell
+    seeds_own = request.protocol == "seed"
     fields = {"status": "ok", "backend_version": cell.version} | visits.fields
     if fields["status"] == "ok":
         for name, samples in visits.samples_ms.items():
-            fields |= summary(name, samples, mean=request.protocol == "seed")
-        fields["tags"] = tuple(tag for tag, warns in TAGS.items() if any(map(warns, visits.samples_ms.values())))
+            fields |= summary(name, samples, mean=seeds_own)
+            fields[f"{name}_noise"] = noise(by_round(visits.windows, samples, name))
+        fields |= {f"device_{name}_ms": median(seen) for name, seen in visits.device_ms.items()}
+        fields |= _state(visits.windows) | {"windows": tuple(visits.windows)}
     else:  # a cell that failed on a later visit shows no time of the earlier ones
-        fields = {name: value for name, value in fields.items() if not name.endswith("_ms")}
+        fields = {name: value for name, value in fields.items() if not name.endswith("_ms") and name != "tags"}
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = tuple(value)
-    return Record.of(
-        cell.case, cell.backend, run_id=run_id, device=request.device,
+    record = Record.of(
+        cell.case, cell.backend, run_id=store.header.run_id, device=request.device,
         started_at=visits.started_at, seconds=round(visits.seconds, 3), **fields,
     )  # fmt: skip
+    if store.header.ceilings and not seeds_own:
+        record = judged(record, Ceilings.from_dict(store.header.ceilings), warm_cache=request.warm_cache)
+    return tagged(record)
+
+
+def _state(windows: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians of the device's state over the windows that were kept."""
+    names = ("sm_clock_MHz", "power_W", "temperature_C")
+    kept = [window for window in windows if "discarded" not in window]
+    known = {name: [window[name] for window in kept if name in window] for name in names}
+    return {name: median(values) for name, values in known.items() if values}

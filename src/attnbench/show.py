@@ -1,9 +1,11 @@
-"""What `plan` and `backends` print on a terminal."""
+"""What commands print on a terminal, reports aside."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from attnbench.doctor import Trouble, gpu_views
+from attnbench.errors import printable
 from attnbench.plan import Plan
 from attnbench.progress import clock
 from attnbench.report.tables import Table, markdown_table
@@ -15,6 +17,20 @@ def backends_text(told: list[dict[str, Any]], device: str) -> str:
         for backend in told
     ]
     return markdown_table(Table(["backend", f"on {device}", "version", "what it is"], rows).without_empty_columns())
+
+
+def ceilings_text(found: dict[str, Any], device: str) -> str:
+    """The rates that a calibration found."""
+    rates = [
+        ("copy, bytes read and written", found["copy_bytes_per_s"], 1e9, "GB/s"),
+        ("read", found["read_bytes_per_s"], 1e9, "GB/s"),
+        *((f"matrix product, {name}", rate, 1e12, "TFLOP/s") for name, rate in found["matmul_flop_per_s"].items()),
+        ("exponentials", found["exp_per_s"], 1e9, "G/s"),
+        ("one launch", found["launch_ms"], 1e-3, "µs"),
+    ]
+    rows = [[what, f"{rate / unit:.4g}", name] for what, rate, unit, name in rates if rate]
+    took = f" in {found['seconds']:.0f} s" if "seconds" in found else ""
+    return f"Ceilings of {device}, measured{took}:\n{markdown_table(Table(['rate', 'highest', 'unit'], rows))}"
 
 
 def plan_text(plan: Plan) -> str:
@@ -49,3 +65,60 @@ def plan_text(plan: Plan) -> str:
         parts.append("Left out, since nobody asked for them by name:")
         parts += [f"  {backend}: {reason}" for backend, reason in plan.left_out.items()]
     return "\n".join(parts)
+
+
+_GPU_LINES = (
+    ("GPU {index}", "{name}, {memory_used_MiB} of {memory_MiB} MiB in use, {utilisation_percent} % busy"),
+    ("", "other processes: {other_processes}; clock events: {clock_events}"),
+    ("", "SM clock {sm_clock_MHz} MHz, at most {max_sm_clock_MHz}; {temperature_C} °C, slowed from {slowdown_C} on"),
+    ("", "power limit {power_limit_W} W, by default {default_power_limit_W}, at most {max_power_limit_W}"),
+    ("", "persistence {persistence}, ECC {ecc}, MIG {mig}, compute mode {compute_mode}"),
+)
+_MACHINE_LINES = (
+    ("software", "driver {driver}, torch {torch} built for CUDA {torch_cuda}, triton {triton}, C++ compiler {cxx}"),
+    ("CPU", "{cpu}; may use {usable_cores} of {machine_cores} cores, {usable_cpus} logical CPUs; SMT {smt}"),
+    ("", "governor {governor}, load {load_1min}"),
+    ("memory", "{memory_MiB} MiB; swapped out: {swap_used_MiB} MiB"),
+    ("cgroup", "CPUs: {cgroup_cpus}; memory in MiB: {cgroup_memory_MiB}"),
+)
+_ABSENT = {"cgroup_cpus": "no quota", "cgroup_memory_MiB": "no limit"} | dict.fromkeys(
+    ("driver", "torch", "triton", "torch_cuda", "cxx"), "none"
+)
+"""What it means that a fact is None, where that is known."""
+
+_HEADINGS = {"spoils": "Spoils a benchmark:", "notes": "Good to know:"}
+
+
+def doctor_text(facts: dict[str, Any], troubles: list[Trouble]) -> str:
+    """The machine in a few lines, then each trouble in three: what was found, what it does, how to mend it."""
+    machine = dict.fromkeys(_ABSENT) | facts | facts["host_state"] | facts["packages"]
+    subjects = [*((_GPU_LINES, _words(gpu)) for gpu in gpu_views(facts)), (_MACHINE_LINES, _words(machine))]
+    parts = [
+        f"{label.format_map(words):9} {printable(line.format_map(words))}"
+        for lines, words in subjects
+        for label, line in lines
+    ]
+    for severity, heading in _HEADINGS.items():
+        own = [trouble for trouble in troubles if trouble.severity == severity]
+        parts += ["", heading] * bool(own)
+        for trouble in own:
+            lines = (printable(trouble.what), f"  effect: {trouble.effect}", f"  remedy: {trouble.remedy}")
+            parts += ["", *(f"  {line}" for line in lines)]
+    if all(trouble.severity != "spoils" for trouble in troubles):
+        parts += ["", "Nothing was found that would spoil a benchmark."]
+    return "\n".join(parts)
+
+
+def _words(facts: dict[str, Any]) -> dict[str, str]:
+    """Facts as a line tells them."""
+
+    def word(name: str, value: Any) -> str:
+        if value is None:
+            return _ABSENT.get(name, "unknown")
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if isinstance(value, list):
+            return ", ".join(map(str, value)) or "none"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return {name: word(name, value) for name, value in facts.items()}

@@ -28,7 +28,9 @@ HEADER, RECORDS = "run.json", "records.jsonl"
 class Header:
     """run.json: the run's id, the request, the machine, the cells planned and where the time went.
 
-    `seconds` is filled in when the run ends; `ceilings` are the machine's measured rates, where they are known.
+    `seconds` is filled in when the run ends: `start` (processes, libraries, the plan), `calibration`, `compile`,
+    `correctness`, `memory`, `timing` (warming up included), `idle` (all else) and `whole`. `ceilings` are the device's
+    measured rates (`attnbench.limits.Ceilings`).
     """
 
     run_id: str

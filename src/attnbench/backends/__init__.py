@@ -53,7 +53,8 @@ class Backend:
     are None where nothing stands in the way. `memory_model` names the entry of `attnbench.forecast.MODELS` that
     forecasts its memory. `rehearsable` tells that every large allocation is a tensor of some ATen operation, so that
     `attnbench.measure.rehearsal` can find an out-of-memory without doing the arithmetic. `compiles` tells that the
-    first call of each shape compiles.
+    first call of each shape compiles. `own_kernels` are parts of names, in small letters, of which one at least stands in those of its
+    forward's kernels, on CUDA or on CPU; where none does, something else ran. Empty: its kernels have no such name.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Backend:
     memory_model: str | None = None
     rehearsable: bool = False
     compiles: bool = False
+    own_kernels: tuple[str, ...] = ()
 
 
 def check_name(name: str) -> None:

@@ -46,5 +46,6 @@ BACKENDS = {
     "flex": Backend(
         "flex", "FlexAttention, compiled anew for each shape", build, torch_version,
         unavailable=no_compiler, refuses=refuses, memory_model="flex", compiles=True,
+        own_kernels=("flex_attention", "compiledfxgraph"),
     )
 }  # fmt: skip

@@ -33,6 +33,12 @@ TORCH_SAYS = {
     "sdpa-efficient": can_use_efficient_attention,
     "sdpa-cudnn": can_use_cudnn_attention,
 }
+OWN_KERNELS = {
+    "sdpa-math": ("softmax",),
+    "sdpa-flash": ("flash_fwd", "flash_attention_for_cpu"),
+    "sdpa-efficient": ("fmha",),
+    "sdpa-cudnn": ("cudnn",),
+}
 ON_CPU = ("sdpa", "sdpa-math", "sdpa-flash")
 
 
@@ -118,6 +124,7 @@ BACKENDS = {
         refuses=partial(refuses, name),
         memory_model=name,
         rehearsable=name == "sdpa-math",
+        own_kernels=OWN_KERNELS.get(name, ()),
     )
     for name, about in ABOUT.items()
 }

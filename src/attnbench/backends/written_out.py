@@ -90,5 +90,6 @@ BACKENDS = {
     "compile": Backend(
         "compile", "torch.compile of eager, anew for each shape", compiled, torch_version,
         unavailable=no_compiler, refuses=refuses, memory_model="compile", compiles=True,
+        own_kernels=("triton_", "compiledfxgraph"),
     ),
 }  # fmt: skip

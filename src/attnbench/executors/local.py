@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -106,6 +107,7 @@ class LocalExecutor:
         self._cache = tempfile.TemporaryDirectory(prefix="attnbench-")
         self.starts = 0
         self.starting_s = 0.0
+        self.spent_s: Counter[str] = Counter()
 
     def __enter__(self) -> LocalExecutor:
         return self
@@ -123,7 +125,8 @@ class LocalExecutor:
     def ask(self, message: dict[str, Any], timeout_s: float, backend: str = "") -> dict[str, Any]:
         """The reply of the worker that serves `backend`.
 
-        The time that a new worker takes to start does not count towards `timeout_s`; `starting_s` adds it up.
+        The time that a new worker takes to start does not count towards `timeout_s`; `starting_s` adds it up, and
+        `spent_s` what workers say they spent their time on.
 
         Raises:
             WorkerLost: it died, hung for longer than `timeout_s`, or held more memory than it may. It is gone then, and
@@ -137,6 +140,7 @@ class LocalExecutor:
         with suppress(BrokenPipeError):  # it died between two requests; waiting tells how
             process.send(message)
         reply = self._wait(key, timeout_s)
+        self.spent_s.update(reply.get("spent_s", {}))
         if reply.get("sick"):
             self._end(key)
         return reply
@@ -158,11 +162,16 @@ class LocalExecutor:
             "parent": os.getpid(),
             "requests": request_read,
             "replies": reply_write,
-            "device": request.device,
-            "seed": request.seed,
-            "backward": request.backward,
-            "protocol": request.protocol,
             "memory_limit_bytes": limit,
+            "measuring": {
+                "device": request.device,
+                "seed": request.seed,
+                "backward": request.backward,
+                "protocol": request.protocol,
+                "clock": request.clock,
+                "warm_cache": request.warm_cache,
+                "graph": request.graph,
+            },
         }
         log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         popen = subprocess.Popen(

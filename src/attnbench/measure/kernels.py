@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +12,19 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-CPU_WORK = ("aten::", "inductor::", "graph_")
-"""Beginnings of the names of what does the work on a CPU: ATen's operations and compiled kernels."""
+from attnbench.measure.stopwatch import CudaStopwatch, Timed
+from attnbench.measure.telemetry import monitor
+
+CPU_WORK = ("aten::", "## Call CompiledFxGraph")
+"""Beginnings of the names of what does the work on a CPU: ATen's operations and calls of compiled code."""
 
 LEAST_SHARE = 0.01
-"""What spent less of the time than this is not named."""
+"""An operation on CPU that spent less of the time than this is not named."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What ran between two marks: names, each once, longest first, and the milliseconds the device spent in it."""
+    """What ran in a piece of work: names, each once, longest first, and the milliseconds the device spent in it."""
 
     names: tuple[str, ...]
     device_ms: float | None
@@ -28,15 +33,16 @@ class Seen:
 class Watch:
     """Profiles some pieces of work in one session: kernels on CUDA, ATen's operations on CPU.
 
-    Call it with each piece in turn; `seen` tells of them in the same order. On CUDA a spin kernel marks the borders.
+    Call it with each piece in turn; `seen` tells of them in the same order. Marks stand at both ends of each: on CUDA
+    kernels that spin for a cycle, so that nothing has to wait for the device in between. One that spins for longer holds
+    the queue, and is no mark.
     """
 
-    _MARK = "spin_kernel"
+    _MARK, _LONGEST_MARK_US = "spin_kernel", 50.0
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._device = device
-        self._borders_us: list[float] = []
         self._profiler = profile(activities=[ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])
 
     def __enter__(self) -> Watch:
@@ -44,27 +50,39 @@ class Watch:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
         self._profiler.__exit__(*error)
 
     def __call__(self, work: Callable[[], Any]) -> Any:
-        with torch.profiler.record_function("attnbench::border"):
-            if self._cuda:
-                torch.cuda._sleep(1)
+        self._mark()
         result = work()
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
+        self._mark()
         return result
+
+    def _mark(self) -> None:
+        if self._cuda:
+            torch.cuda._sleep(1)
+        else:
+            with torch.profiler.record_function(self._MARK):
+                pass
 
     def seen(self) -> list[Seen]:
         """One entry for each piece of work; to be asked after the session has ended."""
         pieces: list[list[tuple[str, float]]] = []
+        inside = False
         for event in sorted(self._profiler.events() or (), key=lambda event: event.time_range.start):
-            if event.name == "attnbench::border" if not self._cuda else self._MARK in event.name:
-                pieces.append([])
-            elif pieces and self._cuda and event.device_type == DeviceType.CUDA:
+            on_device = event.device_type == DeviceType.CUDA
+            if self._MARK in event.name and on_device == self._cuda:
+                if not self._cuda or event.self_device_time_total < self._LONGEST_MARK_US:
+                    inside = not inside
+                    if inside:
+                        pieces.append([])
+            elif inside and self._cuda and on_device:
                 pieces[-1].append((event.name, event.self_device_time_total))
-            elif pieces and not self._cuda and event.name.startswith(CPU_WORK):
-                pieces[-1].append((event.name, event.self_cpu_time_total))
+            elif inside and not self._cuda and event.name.startswith(CPU_WORK):
+                name = event.name if event.name.startswith("aten::") else "CompiledFxGraph"  # the rest is a hash
+                pieces[-1].append((name, event.self_cpu_time_total))
         return [self._summed(piece) for piece in pieces]
 
     def _summed(self, piece: list[tuple[str, float]]) -> Seen:
@@ -72,7 +90,71 @@ class Watch:
         for name, spent in piece:
             spent_us[name] = spent_us.get(name, 0.0) + spent
         total = sum(spent_us.values())
-        names = [name for name, spent in spent_us.items() if spent >= total * LEAST_SHARE]
+        least = 0.0 if self._cuda else total * LEAST_SHARE
+        names = [name for name, spent in spent_us.items() if spent >= least]
         return Seen(
             tuple(sorted(names, key=lambda name: -spent_us[name])), total / 1e3 if self._cuda and total else None
         )
+
+
+def device_times(call: Timed, stopwatch: CudaStopwatch, *, warm_s: float = 0.0, repeats: int = 5) -> dict[str, Seen]:
+    """What the device does in the passes of a call: medians of some calls, queued and flushed as the stopwatch does it.
+
+    To be asked right after samples were taken, while the clock is where they left it; `warm_s` of the same load brings
+    it back there after the pause in which the profiler starts.
+    """
+    with Watch(stopwatch.device) as watch:
+        began = time.perf_counter()
+        stopwatch.window(1)  # tells how long the host takes
+        while time.perf_counter() - began < warm_s:
+            stopwatch.window(repeats)
+        for _ in range(stopwatch.hold_for(repeats)):
+            stopwatch.flush()
+            out = watch(call.forward)
+            if stopwatch.backward:
+                stopwatch.flush()
+                grads = watch(lambda out=out: call.backward(out))
+                del grads
+            del out
+    seen = watch.seen()
+    if not stopwatch.backward:
+        return {"forward": _typical(seen)}
+    return {"forward": _typical(seen[::2]), "backward": _typical(seen[1::2])}
+
+
+def _typical(seen: Sequence[Seen]) -> Seen:
+    times = [one.device_ms for one in seen if one.device_ms is not None]
+    return Seen(seen[0].names, statistics.median(times) if times else None)
+
+
+def empty_kernel(device: torch.device, repeats: int = 20) -> tuple[float, float]:
+    """Milliseconds of a kernel that does next to nothing, and what a pair of events sees besides it.
+
+    Between its two timestamps lies the launch of the kernel, some microseconds on a GPU, whatever the kernel. Measured as
+    samples are taken: after a flush of the L2 cache, queued ahead of the device.
+    """
+    call = _Nothing()
+    stopwatch = CudaStopwatch(call, False, device, monitor(device))
+    stopwatch.window(repeats)
+    stopwatch.window(repeats)  # by now it knows how long the host takes
+    taken = stopwatch.window(repeats)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            call.forward()
+        torch.cuda.synchronize(device)
+    own = [event.self_device_time_total for event in profiler.events() or () if Watch._MARK in event.name]
+    own_ms = statistics.median(time for time in own if time) / 1e3
+    return own_ms, max(0.0, statistics.median(taken.samples_ms["forward"]) - own_ms)
+
+
+class _Nothing:
+    """A call whose forward is one kernel that spins for a cycle."""
+
+    _out = torch.empty(0)
+
+    def forward(self) -> torch.Tensor:
+        torch.cuda._sleep(1)
+        return self._out
+
+    def backward(self, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (out,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -10,7 +9,8 @@ from typing import Any
 
 from attnbench.case import Case
 from attnbench.families import family
-from attnbench.record import FAILURES, Record
+from attnbench.record import Record
+from attnbench.report.preface import machine, summary
 from attnbench.report.tables import Table, Writer, pivot
 from attnbench.store import Run
 
@@ -22,7 +22,8 @@ GROUPED_BY = [name for name in Case.__dataclass_fields__ if name not in ("seq_le
 KERNELS = ("kernels_forward", "kernels_backward")
 
 NOT_A_COLUMN = {
-    *("run_id", "cell_id", "schema_version", "device", "status", "phase", "started_at", *KERNELS, *GROUPED_BY)
+    *("run_id", "cell_id", "schema_version", "device", "status", "phase", "started_at", *KERNELS, *GROUPED_BY),
+    *("windows", "clock_regime", "event_overhead_ms"),
 }
 """Fields that the table of cells leaves out: the same throughout the section, or shown in another form."""
 
@@ -31,7 +32,7 @@ def document(run: Run, writer: Writer) -> str:
     """The report of a run, finished or not."""
     order = {name: index for index, name in enumerate(run.header.request["backends"])}
     ordered = sorted(run.records, key=lambda record: order.get(record.backend, len(order)))
-    parts = [writer.heading("Attention benchmark", 1), *_machine(run, writer), *_summary(run, writer)]
+    parts = [writer.heading("Attention benchmark", 1), *machine(run, writer), *summary(run, writer)]
     for name, records in _groups(ordered):
         parts.append(writer.heading(name, 2))
         parts += _fastest(records, writer)
@@ -39,44 +40,11 @@ def document(run: Run, writer: Writer) -> str:
         parts += _frontier(records, writer)
         parts += _choices(records, writer)
         parts += _speed_up(records, writer)
+        parts += _limits(records, writer)
+        parts += _launch_bound(records, writer)
         parts += _pivots(records, writer)
         parts += _kernels(records, writer)
     return "\n\n".join(parts) + "\n"
-
-
-def _machine(run: Run, writer: Writer) -> list[str]:
-    header, machine = run.header, run.header.machine
-    software = machine.get("software") or {}
-    rows: list[tuple[str, Any]] = [
-        ("run", f"{header.run_id}, started {header.started_at}"),
-        ("device", header.request["device"]),
-        *(("GPU", f"{gpu['name']}, {gpu['memory_MiB']} MiB, {gpu['power_limit_W']} W") for gpu in machine["gpus"]),
-        ("driver", machine.get("driver")),
-        ("CPU", f"{machine['cpu']}, {machine['physical_cores']} cores, {machine['memory_MiB']} MiB"),
-        ("system", f"{machine['system']}, {machine['kernel']}, Python {machine['python']}"),
-        ("packages", ", ".join(f"{name} {version}" for name, version in machine["packages"].items())),
-        ("CUDA, cuDNN", ", ".join(str(software[key]) for key in ("cuda", "cudnn") if software.get(key)) or None),
-        (
-            "protocol",
-            f"{header.request['protocol']}, {header.request['budget_s']} s a cell, seed {header.request['seed']}",
-        ),
-        ("attnbench", header.attnbench),
-    ]
-    return [writer.heading("Machine", 2), writer.table(Table(["what", "value"], [row for row in rows if row[1]]))]
-
-
-def _summary(run: Run, writer: Writer) -> list[str]:
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(run.counts.items())) or "none"
-    parts = [writer.text(f"{len(run.records)} of {run.header.cells} cells: {counts}.")]
-    told: dict[tuple[str, str, str], list[Record]] = {}
-    for record in run.records:
-        if record.status in (*FAILURES, "unsupported"):
-            alike = re.sub(r"[0-9][0-9.e+-]*", "#", record.reason or "")  # the same complaint with other numbers
-            told.setdefault((record.backend, record.outcome, alike), []).append(record)
-    if told:
-        rows = [[backend, outcome, found[-1].reason, len(found)] for (backend, outcome, _), found in told.items()]
-        parts.append(writer.table(Table(["backend", "status", "reason, such as", "cells"], rows)))
-    return parts
 
 
 def _groups(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
@@ -212,6 +180,43 @@ def _speed_up(records: Sequence[Record], writer: Writer) -> list[str]:
         writer.heading(f"Speed-up over {BASELINE}", 3),
         writer.text("Forward / backward, by d_model; above 1 is faster."),
         writer.table(Table(["backend", "seq_len", *map(str, widths)], rows)),
+    ]
+
+
+def _limits(records: Sequence[Record], writer: Writer) -> list[str]:
+    """The fraction of the hardware's limit that each backend reached, and what bounds each shape."""
+    timed = [record for record in records if record.limit_forward is not None]
+    if not timed:
+        return []
+
+    def percent(record: Record) -> str:
+        reached = [part for part in (record.limit_forward, record.limit_backward) if part is not None]
+        return " / ".join(f"{part:.1%}" for part in reached)
+
+    parts = [
+        writer.heading("Fraction of the limit", 3),
+        writer.text("Floor over measured time, forward / backward, by seq_len and d_model. What bounds the step:"),
+        writer.table(pivot(timed, lambda record: record.bound_by)),
+    ]
+    for name, own in _by_backend(timed).items():
+        parts += [writer.text(f"{name}:"), writer.table(pivot(own, percent))]
+    return parts
+
+
+def _launch_bound(records: Sequence[Record], writer: Writer) -> list[str]:
+    """Cells whose calls wait for the host: the time of a call beside the device's own."""
+    fields = ("call_forward_ms", "device_forward_ms", "call_backward_ms", "device_backward_ms")
+    bound = [record for record in records if "launch_bound" in record.tags]
+    if not bound:
+        return []
+    rows = [
+        [record.seq_len, record.d_model, record.backend, *(getattr(record, name) for name in fields), "launch_bound"]
+        for record in sorted(bound, key=lambda record: (record.seq_len, record.d_model))
+    ]
+    return [
+        writer.heading("Launch-bound cells", 3),
+        writer.text("A call among others back to back, host included, beside the sum of its kernels' times."),
+        writer.table(Table(["seq_len", "d_model", "backend", *fields, "tag"], rows)),
     ]
 
 

@@ -1,0 +1,1 @@
+"""What records come to: conclusions drawn from finished runs, without measuring anything and without torch."""

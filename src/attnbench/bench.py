@@ -1,0 +1,412 @@
+"""Cells measured in this process: is it right, what does it hold, how long does it take, what ran.
+
+Loads torch; lives in a worker process (`attnbench.worker`), where a cell can do no harm to the sweep.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from attnbench import backends
+from attnbench.backends import Ask, Attention, Backend
+from attnbench.case import Case
+from attnbench.errors import RequestError, printable
+from attnbench.inputs import make_inputs
+from attnbench.machine import physical_cores, torch_software
+from attnbench.measure import ceilings, graphs, kernels
+from attnbench.measure.call import Call, Grads
+from attnbench.measure.memory import Ledger
+from attnbench.measure.rehearsal import rehearse
+from attnbench.measure.sampling import Sampling, Window
+from attnbench.measure.stopwatch import time_calls
+from attnbench.measure.timing import Timer, time_as_seed
+from attnbench.reference import Reference, compare, reference
+
+TOO_LONG_TO_REPEAT_S = 2.0
+"""A step on CPU that takes longer is timed once, in the pass that checks it; what a first step costs beyond a later one,
+pages and code read in, is little beside that."""
+
+HOST_MAY_MATTER_MS = 10.0
+"""A step on CUDA that takes longer hides the host's part, which is not looked for."""
+
+
+class Sick(Exception):
+    """The process can measure nothing more: its CUDA context is lost."""
+
+
+@dataclass
+class Step:
+    """One forward and backward, and what was seen of it."""
+
+    out: torch.Tensor
+    grads: Grads | None
+    memory: dict[str, float]
+    window: Window
+    compile_ms: float
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(sum(self.window.samples_ms.get(name, ())) for name in ("forward", "backward")) / 1e3
+
+
+def _unwatched(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are measured, the same for all of a run."""
+
+    device: str
+    seed: int
+    backward: bool
+    protocol: str
+    clock: str
+    warm_cache: bool
+    graph: bool
+
+
+class Bench:
+    """Measures cells on one device. Keeps, for the case in hand, the reference and every backend's callable.
+
+    `tell` is told of each phase as it begins. `spent_s` adds up where the time goes: `compile`, `correctness`, `memory`
+    and `timing`.
+    """
+
+    def __init__(self, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.settings, self.tell = settings, tell
+        self.device = torch.device("cuda:0" if settings.device == "cuda" else settings.device)
+        self.backward = settings.backward
+        self.backends: dict[str, Backend] = {}
+        self.case: Case | None = None
+        self.callables: dict[str, Attention] = {}
+        self.reference: Reference | None = None
+        self.near_cap: dict[str, bool | None] = {}
+        self.phase = "setup"
+        self.compile_s = 0.0
+        self.spent_s: dict[str, float] = {}
+        torch.set_num_threads(physical_cores())
+        if self.device.type == "cuda":
+            if not torch.cuda.is_available() or self.device.index >= torch.cuda.device_count():
+                raise RuntimeError(
+                    f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA GPUs; try --device cpu"
+                )
+            torch.cuda.set_device(self.device)
+            torch.zeros(1, device=self.device)
+        else:
+            torch.mm(
+                torch.ones(512, 512), torch.ones(512, 512)
+            )  # starts the threads, which a memory limit might forbid later
+        self._forget_compiled()
+
+    # --- tasks ---
+
+    def describe(self, names: Sequence[str], sources: dict[str, str], cases: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this device is, which backends are available and which of the cases each refuses.
+
+        A backend that cannot be loaded has an `error`: the request for it was wrong.
+        """
+        wanted = [Case(**case) for case in cases]
+        told = []
+        for name in names:
+            try:
+                backend = self._backend(name, sources.get(name))
+            except RequestError as error:
+                told.append({"name": name, "error": str(error)})
+                continue
+            why_not = backend.unavailable(self.device.type)
+            asks = [Ask(case, self.device.type, self.backward) for case in wanted]
+            told.append({
+                "name": name,
+                "about": backend.about,
+                "version": None if why_not else backend.version(),
+                "unavailable": why_not,
+                "memory_model": backend.memory_model,
+                "compiles": backend.compiles,
+                "refusals": [why_not or backend.refuses(ask) for ask in asks],
+            })  # fmt: skip
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return {"software": torch_software(), "backends": told, "threads": torch.get_num_threads()}
+
+    def calibrate(self) -> dict[str, Any]:
+        """The device's ceilings, as `attnbench.limits.Ceilings` has them."""
+        return {"ceilings": ceilings.measure(self.device)}
+
+    def visit(
+        self, case: dict[str, Any], backend: str, source: str | None, first: bool, last: bool, budget_s: float
+    ) -> dict[str, Any]:
+        """Measures a cell for about `budget_s`; on the `first` visit it is checked beforehand.
+
+        Returns:
+            `fields` of the record, `samples_ms` by pass, the `windows` they came from, and `done` where no further visit
+            would add anything.
+        """
+        self._enter("setup")
+        self._start_clean()
+        self._turn_to(Case(**case))
+        assert self.case is not None
+        chosen = self._backend(backend, source)
+        fields: dict[str, Any] = {"backend_version": chosen.version()}
+        if first:
+            step = self._check(chosen, fields)
+            if fields.get("status") == "incorrect":
+                return {"fields": fields}
+            if self.device.type == "cpu" and not self.seeds_own and step.seconds > TOO_LONG_TO_REPEAT_S:
+                return _reply(fields, Sampling([step.window]), done=True)
+            del step
+        self._enter("forward")
+        with self._spending("timing"):
+            call = self._call(chosen)
+            if self.seeds_own:
+                sampling = time_as_seed(call, self.device, backward=self.backward, budget_s=budget_s)
+                return _reply(fields, sampling, done=True)
+            sampling = self.timer.time(call, budget_s, warm=first, near_cap=self.near_cap.get(backend))
+            self.near_cap[backend] = sampling.near_cap
+            if self.device.type == "cuda":
+                fields |= {"clock_regime": self.settings.clock, "event_overhead_ms": self.timer.overhead_ms}
+                device_ms = self._seen_on_device(call, chosen, fields) if first or sampling.near_cap else {}
+                if first:
+                    fields |= self._with_the_host(call, sampling)
+                if last and self.settings.graph:
+                    fields |= self._in_a_graph(call, budget_s)
+                return _reply(fields, sampling) | {"device_ms": device_ms}
+        return _reply(fields, sampling)
+
+    @cached_property
+    def timer(self) -> Timer:
+        how = self.settings
+        overhead_ms = kernels.empty_kernel(self.device)[1] if self.device.type == "cuda" else 0.0
+        return Timer(self.device, self.backward, how.clock, how.warm_cache, overhead_ms)
+
+    @property
+    def seeds_own(self) -> bool:
+        return self.settings.protocol == "seed"
+
+    # --- the first visit: is it right, and what does it hold? ---
+
+    def _check(self, backend: Backend, fields: dict[str, Any]) -> Step:
+        """Fills `fields` with errors, memory and kernels; returns the step they were seen in.
+
+        The first step compiles, pages code in and is compared with the reference. If that was quick, memory is taken
+        from a further step on fresh inputs; a step that takes longer than its compilation and all else is its own best
+        witness, and is not repeated. On CPU the kernels are seen here, too.
+        """
+        assert self.case is not None
+        on_cpu = self.device.type == "cpu"
+        with self._spending("correctness"):
+            call = self._call(backend)
+            if backend.rehearsable and on_cpu:
+                rehearse(call, self._enter, backward=self.backward)
+            self._enter("setup")
+            if self.reference is None:
+                self.reference = reference(self.case, call.inputs, backward=self.backward)
+            del call
+            step = self._step(backend, watched=on_cpu and not backend.compiles)
+            errors = compare(self.case, self.reference, step.out, step.grads)
+            if backend.compiles:
+                _set_aside_garbage()
+        fields |= {f"error_{name}": error for name, error in errors.by_name.items()}
+        if errors.complaint:
+            fields |= {"status": "incorrect", "reason": errors.complaint}
+            return step
+        if not on_cpu or step.seconds < TOO_LONG_TO_REPEAT_S / 4:
+            with self._spending("memory"):
+                first, step.out, step.grads = step, step.out.new_empty(0), None
+                seen = step.seen or (self._step(backend, watched=True).seen if on_cpu else {})
+                step = self._step(backend)
+                step.seen, step.compile_ms = seen, first.compile_ms
+                if backend.compiles:  # what a first call takes beyond a later one: generated code is loaded, and tuned
+                    loading_s = max(0.0, first.seconds - step.seconds)
+                    step.compile_ms += loading_s * 1e3
+                    self._book("compile", loading_s)
+                    self._book("correctness", -loading_s)
+        fields |= step.memory | step.seen
+        if step.compile_ms:
+            fields["compile_ms"] = step.compile_ms
+        if on_cpu:
+            fields |= _fallback(backend, step.seen.get("kernels_forward", ()))
+        return step
+
+    def _step(self, backend: Backend, *, watched: bool = False) -> Step:
+        """A forward and backward on fresh inputs, under the eyes of the memory ledger and, if `watched`, the profiler."""
+        assert self.case is not None
+        ledger = Ledger(self.device)
+        call = self._call(backend)
+        ledger.after_inputs()
+        seen: dict[str, Any] = {}
+        window = Window({})
+        compiled_before = self.compile_s
+
+        def timed(name: str, work: Callable[[], Any]) -> tuple[Any, float]:
+            self._enter(name)
+            compiled, start = self.compile_s, time.perf_counter()
+            result = work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return result, (time.perf_counter() - start - (self.compile_s - compiled)) * 1e3
+
+        grads = None
+        with kernels.Watch(self.device) if watched else nullcontext(_unwatched) as watch:
+            out, forward_ms = watch(lambda: timed("forward", call.forward))
+            out = call.check_output(out)
+            call.check_inputs()
+            ledger.after_forward()
+            window.samples_ms["forward"] = [forward_ms]
+            if self.backward:
+                grads, backward_ms = watch(lambda: timed("backward", lambda: call.backward(out)))
+                ledger.after_backward()
+                window.samples_ms |= {"backward": [backward_ms], "forward_backward": [forward_ms + backward_ms]}
+        if isinstance(watch, kernels.Watch):
+            for name, piece in zip(("forward", "backward"), watch.seen(), strict=False):
+                seen[f"kernels_{name}"] = piece.names
+        self._enter("setup")
+        return Step(out.detach(), grads, ledger.fields, window, (self.compile_s - compiled_before) * 1e3, seen)
+
+    # --- further looks at a call that has just been timed ---
+
+    def _seen_on_device(self, call: Call, backend: Backend, fields: dict[str, Any]) -> dict[str, float]:
+        """The device's own time of each pass, the clock still being where the samples left it; the kernels into `fields`.
+
+        Near the power cap the clock is never quite at rest, and a look at every visit sees what the samples see.
+        """
+        seen = kernels.device_times(
+            call, self.timer.stopwatch(call), warm_s=0.1 if self.near_cap.get(backend.name) else 0.0
+        )
+        fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
+        fields |= _fallback(backend, fields["kernels_forward"])
+        return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}
+
+    def _with_the_host(self, call: Call, sampling: Sampling) -> dict[str, Any]:
+        """The time of a call among others back to back, where the host could matter to it."""
+        if sum(statistics.median(taken) for taken in sampling.samples_ms.values()) > HOST_MAY_MATTER_MS:
+            return {}
+        fields = {"call_forward_ms": time_calls(call.forward, self.device)}
+        if self.backward:
+            out = call.forward()
+            fields["call_backward_ms"] = time_calls(lambda: call.backward(out), self.device)
+        return fields
+
+    def _in_a_graph(self, call: Call, budget_s: float) -> dict[str, Any]:
+        try:
+            graphed = graphs.capture(call, self.device, backward=self.backward)
+        except graphs.NotCapturable as reason:
+            torch.cuda.synchronize(self.device)
+            return {"graph_reason": str(reason)}
+        samples = self.timer.time(graphed, budget_s).samples_ms
+        return {
+            f"graph_{name}_ms": statistics.median(samples[name]) for name in ("forward", "backward") if name in samples
+        }
+
+    # --- what is kept from visit to visit ---
+
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        """Books the time of a block under `what`, less what was compiled meanwhile, which has an account of its own."""
+        began, compiled = time.perf_counter(), self.compile_s
+        try:
+            yield
+        finally:
+            compiled = self.compile_s - compiled
+            self._book("compile", compiled)
+            self._book(what, time.perf_counter() - began - compiled)
+
+    def _book(self, what: str, seconds: float) -> None:
+        self.spent_s[what] = self.spent_s.get(what, 0.0) + seconds
+
+    def _backend(self, name: str, source: str | None) -> Backend:
+        if name not in self.backends:
+            self.backends[name] = backends.load(name, source)
+        return self.backends[name]
+
+    def _start_clean(self) -> None:
+        """Undoes what a backend may have set for the whole process."""
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+        if torch.get_num_threads() != physical_cores():
+            torch.set_num_threads(physical_cores())
+
+    def _turn_to(self, case: Case) -> None:
+        """Drops what belonged to another case, compiled code included, and sets the precision of this one."""
+        if case != self.case:
+            self.case, self.reference = case, None
+            self.callables.clear()
+            self.near_cap.clear()
+            self._forget_compiled()
+            self.clean()
+        torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
+
+    def _forget_compiled(self) -> None:
+        """Compiles anew for each shape, and below the number of shapes at which torch.compile gives up."""
+        torch._dynamo.reset()
+        _set_aside_garbage()
+        handler = torch._dynamo.callback.callback_handler
+        handler.start_callbacks[:] = [lambda _: setattr(self, "compile_s", self.compile_s - time.perf_counter())]
+        handler.end_callbacks[:] = [lambda _: setattr(self, "compile_s", self.compile_s + time.perf_counter())]
+
+    def _call(self, backend: Backend) -> Call:
+        assert self.case is not None
+        if backend.name not in self.callables:
+            self.callables[backend.name] = backend.build(self.case)
+        return Call(
+            self.callables[backend.name],
+            make_inputs(self.case, self.device, self.settings.seed, requires_grad=self.backward),
+        )
+
+    def _enter(self, phase: str) -> None:
+        if phase != self.phase:
+            self.phase = phase
+            self.tell({"phase": phase})
+
+    def clean(self) -> None:
+        """Gives memory back. Raises `Sick` where the device no longer answers."""
+        gc.collect()
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.device)
+                torch.cuda.empty_cache()
+            except Exception as error:
+                raise Sick(words(error)) from None
+
+
+def _set_aside_garbage() -> None:
+    """Collects what can be, and keeps later collections from looking at the rest.
+
+    torch has hundreds of thousands of objects and compilers leave as many; to look through them before each reading of
+    the memory would take longer than most cells.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def words(error: BaseException, most: int = 300) -> str:
+    """The message up to its stack traces and hints, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    head = printable(" ".join(lines[:3])) or type(error).__name__
+    return head if len(head) <= most else head[: most - 1] + "…"
+
+
+def _reply(fields: dict[str, Any], sampling: Sampling, *, done: bool = False) -> dict[str, Any]:
+    return {
+        "fields": fields,
+        "samples_ms": sampling.samples_ms,
+        "windows": [window.to_dict() for window in sampling.windows],
+        "done": done,
+    }
+
+
+def _fallback(backend: Backend, kernels_forward: Sequence[str]) -> dict[str, Any]:
+    """The tag of a backend none of whose own kernels was seen, though kernels were."""
+    own = any(part in kernel.lower() for part in backend.own_kernels for kernel in kernels_forward)
+    return {"tags": ["fallback"]} if kernels_forward and backend.own_kernels and not own else {}

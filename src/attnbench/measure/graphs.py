@@ -1,0 +1,62 @@
+"""The same call inside a CUDA graph: captured once, replayed without the host's part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnbench.measure.call import Call, Grads
+
+
+class NotCapturable(Exception):
+    """The call does something that a CUDA graph cannot hold; the message says what."""
+
+
+@dataclass(frozen=True)
+class Graphed:
+    """A call whose passes replay graphs. Outputs stand where the capture left them."""
+
+    forward_graph: torch.cuda.CUDAGraph
+    backward_graph: torch.cuda.CUDAGraph | None
+    out: Tensor
+    grads: Grads
+
+    def forward(self) -> Tensor:
+        self.forward_graph.replay()
+        return self.out
+
+    def backward(self, out: Tensor) -> Grads:  # noqa: ARG002 - the graph knows its own output
+        assert self.backward_graph is not None
+        self.backward_graph.replay()
+        return self.grads
+
+
+def capture(call: Call, device: torch.device, *, backward: bool, warmups: int = 3) -> Graphed:
+    """Captures forward and backward of a call, each into a graph of its own.
+
+    Raises:
+        NotCapturable: a capture failed.
+    """
+    try:
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            for _ in range(warmups):
+                out = call.forward()
+                if backward:
+                    call.backward(out)
+        torch.cuda.current_stream(device).wait_stream(aside)
+        graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
+        grads: Grads = ()
+        with torch.cuda.graph(graphs[0]):
+            out = call.forward()
+        if backward:
+            with torch.cuda.graph(graphs[1], pool=graphs[0].pool()):
+                grads = call.backward(out)
+        return Graphed(graphs[0], graphs[1] if backward else None, out, grads)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise NotCapturable(str(error).strip().partition("\n")[0] or type(error).__name__) from None

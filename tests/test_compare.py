@@ -1,0 +1,420 @@
+"""Verdicts between two runs: every one of them, each guard tripped and silent, and noise that is no regression."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.analysis.compare import Comparison, Finding, agreement, compare, noise_of, parse_threshold
+from attnbench.case import Case
+from attnbench.errors import RequestError
+from attnbench.noise import noise
+from attnbench.record import Record, summary
+from attnbench.report.comparison import headline, render
+from attnbench.store import Header, Run, Store
+from conftest import record, small
+
+RESULTS = Path(__file__).parents[1] / "results"
+REQUEST = {"device": "cuda", "protocol": "default", "clock": "sustained", "budget_s": 0.5}
+MACHINE = {"hostname": "h", "packages": {"torch": "2.13.0"}, "driver": "1"}
+
+
+def cell(forward_ms: float | None = 1.0, *, case: Case | None = None, backend: str = "eager", **outcome: Any) -> Record:
+    """A cell on a GPU with a forward that is known to 0.1 %."""
+    given: dict[str, Any] = {"forward_ms": forward_ms, "forward_noise": 0.001} | outcome
+    return record(case, backend, **given).but(device="cuda")
+
+
+def run_of(records: Iterable[Record], name: str = "a", **header: Any) -> Run:
+    records = list(records)
+    given: dict[str, Any] = {"request": REQUEST, "machine": MACHINE, "attnbench": "0.1.0", "cells": len(records)}
+    return Run(Path(name), Header("r", "2026-01-01T00:00:00+00:00", **given | header), records)
+
+
+def compared(before: Record, after: Record, threshold: float = 0.02) -> Comparison:
+    return compare(run_of([before]), run_of([after], "b"), threshold)
+
+
+def verdicts(before: Record, after: Record, threshold: float = 0.02) -> dict[str, str | None]:
+    return {finding.what: finding.verdict for finding in compared(before, after, threshold).findings}
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after_ms", "noise_of_each", "verdict"),
+    [
+        (1.0, 0.001, "same"),
+        (1.019, 0.001, "same"),
+        (1 / 1.019, 0.001, "same"),
+        (1.021, 0.001, "slower"),
+        (1 / 1.021, 0.001, "faster"),
+        (1.03, 0.0070, "slower"),  # three times 0.0070·√2 is 2.97 %
+        (1.03, 0.0072, "unclear"),  # and here 3.05 %
+        (1 / 1.03, 0.0070, "faster"),
+        (1 / 1.03, 0.0072, "unclear"),
+        (1.0, 0.0105, "same"),  # twice 0.0105·√2 is 2.97 %, and one and a half thresholds are 3 %
+        (1.0, 0.0107, "unclear"),
+        (1.019, 0.0035, "same"),
+        (1.019, 0.0045, "unclear"),
+        (10.0, 0.1, "slower"),
+    ],
+)
+def test_a_time_is_judged_by_threshold_and_noise(after_ms: float, noise_of_each: float, verdict: str) -> None:
+    assert verdicts(cell(forward_noise=noise_of_each), cell(after_ms, forward_noise=noise_of_each)) == {
+        "forward": verdict
+    }
+
+
+def test_the_threshold_is_the_users() -> None:
+    assert verdicts(cell(), cell(1.03), threshold=0.05) == {"forward": "same"}
+    assert verdicts(cell(), cell(1.006), threshold=0.005) == {"forward": "slower"}
+
+
+@pytest.mark.parametrize(
+    ("device", "before_ms", "after_ms", "verdict"),
+    [
+        ("cuda", 0.0100, 0.0119, "same"),
+        ("cuda:1", 0.0100, 0.0119, "same"),
+        ("cuda", 0.0119, 0.0100, "same"),
+        ("cuda", 0.0980, 0.1001, "slower"),
+        ("cuda", 0.0100, 0.0121, "slower"),
+        ("cpu", 0.0100, 0.0119, "slower"),
+    ],
+)
+def test_what_events_cannot_tell_apart_is_the_same(
+    device: str, before_ms: float, after_ms: float, verdict: str
+) -> None:
+    found = compared(cell(before_ms).but(device=device), cell(after_ms).but(device=device))
+    assert [finding.verdict for finding in found.findings] == [verdict]
+
+
+@pytest.mark.parametrize(("after_ms", "verdict"), [(0.0148, "same"), (0.0152, "slower")])
+def test_gaps_between_launches_are_no_change_of_a_launch_bound_cell(after_ms: float, verdict: str) -> None:
+    assert verdicts(cell(0.01, tags=("launch_bound",)), cell(after_ms, tags=("launch_bound",))) == {"forward": verdict}
+
+
+@pytest.mark.parametrize(
+    ("clocks_MHz", "after_ms", "verdict"),
+    [
+        ((1980.0, 1980.0), 1.05, "slower"),
+        ((1980.0, 1980.0 / 1.045), 1.05, "slower"),
+        ((1980.0, 1980.0 / 1.047), 1.05, "unclear"),
+        ((1980.0 / 1.047, 1980.0), 1.05, "unclear"),
+        ((1980.0, None), 1.05, "slower"),
+        ((None, None), 1.0, "same"),
+        ((1980.0, 1965.0), 1.0, "same"),
+        ((1980.0, 1900.0), 1.0, "unclear"),  # a slow-down of 4 % may hide behind a clock that differs by as much
+    ],
+)
+def test_a_clock_that_differs_explains_as_much(clocks_MHz: tuple[Any, Any], after_ms: float, verdict: str) -> None:
+    before, after = (cell(ms, sm_clock_MHz=clock) for ms, clock in zip((1.0, after_ms), clocks_MHz, strict=True))
+    found = compared(before, after)
+    assert [finding.verdict for finding in found.findings] == [verdict]
+    differ = None not in clocks_MHz and clocks_MHz[0] != clocks_MHz[1]
+    assert ("The SM clock differed in 1 cells" in render(found)) == differ
+    assert ("SM clock 1980 →" in str(found.findings[0].note)) == (differ and clocks_MHz[0] == 1980)
+
+
+def test_each_pass_has_its_verdict_and_the_whole_step_none() -> None:
+    passes = ("forward", "backward", "forward_backward")
+    before, after = (
+        cell(backward_noise=0.001).but(**{f"{name}_ms": ms for name, ms in zip(passes, times, strict=True)})
+        for times in ((1.0, 2.0, 3.0), (1.0, 2.5, 3.5))
+    )
+    assert verdicts(before, after) == {"forward": "same", "backward": "slower", "forward_backward": None}
+    assert [(mean.what, round(mean.ratio, 3)) for mean in compared(before, after).means] == [
+        ("forward", 1.0),
+        ("backward", 1.25),
+        ("forward_backward", 1.167),
+    ]
+
+
+def test_a_time_that_one_run_lacks_does_not_pass_for_the_same() -> None:
+    found = compared(cell(backward_ms=1.0, backward_noise=0.001), cell())
+    assert [(one.what, one.verdict, one.note) for one in found.findings][1:] == [
+        ("backward", "unclear", "not measured in B")
+    ]
+    assert compared(cell(None), cell()).findings[0].note == "not measured in A"
+    assert not compared(cell(None), cell(None)).findings
+
+
+def test_noise_is_told_or_else_comes_from_the_samples() -> None:
+    samples = tuple(1 + 0.0001 * (index % 21 - 10) for index in range(210))
+    error = 1.2533 * 1.4826 * 0.0005 / 210**0.5
+    assert noise_of(cell(forward_noise=None, forward_samples_ms=samples), "forward") == pytest.approx(error, rel=1e-6)
+    assert noise_of(cell(forward_noise=0.004, forward_samples_ms=samples), "forward") == 0.004
+    assert noise_of(cell(forward_noise=0.004), "forward") == 0.004
+
+
+@pytest.mark.parametrize(("device", "samples", "floor"), [("cuda", 1, 0.01), ("cuda:0", 4, 0.0025), ("cpu", 2, 0.025)])
+def test_few_samples_are_not_believed_to_agree(device: str, samples: int, floor: float) -> None:
+    for told in (None, 0.0):
+        few = cell(forward_noise=told, forward_samples_ms=(1.0,) * samples).but(device=device)
+        assert noise_of(few, "forward") == floor
+
+
+def test_no_noise_and_no_samples_is_taken_for_a_lone_sample() -> None:
+    assert noise_of(cell(forward_noise=None), "forward") == 0.01
+
+
+# --- status and memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ({"status": "ok"}, {"status": "oom", "phase": "forward", "reason": "no\nroom"}, "broke"),
+        ({"status": "ok"}, {"status": "unsupported"}, "broke"),
+        ({"status": "timeout"}, {"status": "ok"}, "mended"),
+        ({"status": "unsupported"}, {"status": "ok"}, "mended"),
+        ({"status": "oom"}, {"status": "crash"}, "changed"),
+        ({"status": "oom", "phase": "forward"}, {"status": "oom", "phase": "backward"}, "changed"),
+    ],
+)
+def test_a_status_that_changes(before: dict[str, Any], after: dict[str, Any], verdict: str) -> None:
+    found = compared(cell(None, **before), cell(None, **after))
+    assert [(one.what, one.verdict) for one in found.findings] == [("status", verdict)]
+    assert found.exit_code == (verdict == "broke")
+    assert verdict in render(found)
+
+
+@pytest.mark.parametrize(("after_MiB", "verdict"), [(8.9, "same"), (9.1, "more memory")])
+def test_a_resident_set_is_not_as_exact(after_MiB: float, verdict: str) -> None:
+    before, after = (cell(None, forward_peak_MiB=peak).but(device="cpu") for peak in (5.0, after_MiB))
+    assert verdicts(before, after) == {"forward peak": verdict}
+
+
+def test_failures_that_stay_are_counted_and_what_is_unsupported_is_not() -> None:
+    cells = [
+        cell(None, case=small(seq_len=n, kv_len=n), status=status)
+        for n, status in enumerate(("oom", "oom", "error", "unsupported"), 1)
+    ]
+    found = compare(run_of(cells), run_of(cells), 0.02)
+    assert (found.findings, found.exit_code, found.failed_alike) == ([], 0, {"oom": 2, "error": 1})
+    assert "Failed alike in both: 2 oom, 1 error." in render(found)
+    assert headline(found) == "No regressions: nothing to compare."
+
+
+@pytest.mark.parametrize(
+    ("before_MiB", "after_MiB", "threshold", "verdict"),
+    [
+        (100.0, 102.1, 0.02, "more memory"),
+        (100.0, 101.9, 0.02, "same"),
+        (102.1, 100.0, 0.02, "less memory"),
+        (1000.0, 1009.0, 0.001, "same"),  # never less than 1 %
+        (1000.0, 1011.0, 0.001, "more memory"),
+        (10.0, 10.9, 0.02, "same"),  # never less than 1 MiB
+        (10.0, 11.1, 0.02, "more memory"),
+        (0.0, 5.0, 0.02, "more memory"),
+        (None, 5.0, 0.02, "unclear"),
+    ],
+)
+def test_memory(before_MiB: float | None, after_MiB: float, threshold: float, verdict: str) -> None:
+    for field, what in (("forward_peak_MiB", "forward peak"), ("backward_peak_MiB", "backward peak")):
+        before, after = (cell(None).but(**{field: peak}) for peak in (before_MiB, after_MiB))
+        assert verdicts(before, after, threshold) == {what: verdict}
+        assert compared(before, after, threshold).exit_code == (verdict == "more memory")
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def measured(rng: random.Random, index: int, ms: float, drift: Callable[[], float], within: float = 0.003) -> Record:
+    """A cell as three rounds of 20 samples bring it: each round a little off, and its samples scattered about that."""
+    centres = [ms * (1 + drift()) for _ in range(3)]
+    rounds = [[centre * (1 + rng.gauss(0, within)) for _ in range(20)] for centre in centres]
+    fields = summary("forward", [sample for taken in rounds for sample in taken]) | {"forward_noise": noise(rounds)}
+    return cell(case=small(seq_len=index + 1, kv_len=64)).but(**fields)
+
+
+def pair_of_runs(seed: int, slow_down: float, gaussian: bool, cells: int = 300) -> tuple[Run, Run]:
+    """Runs of the same cells, whose rounds lie 0.5 % apart at the most, or scatter by as much, which is a lot more."""
+    rng = random.Random(seed)
+
+    def drift() -> float:
+        return rng.gauss(0, 0.005) if gaussian else rng.uniform(-0.0025, 0.0025)
+
+    times = [0.2 * 1.02**index for index in range(cells)]
+    before, after = (
+        [measured(rng, index, ms * factor, drift) for index, ms in enumerate(times)] for factor in (1.0, slow_down)
+    )
+    return run_of(before), run_of(after, "b")
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_alone_is_no_regression(seed: int, gaussian: bool) -> None:
+    found = compare(*pair_of_runs(seed, 1.0, gaussian), 0.02)
+    assert not found.regressions
+    assert found.counts["same"] >= 0.97 * len(found.findings)
+    assert found.exit_code == 0
+
+
+def test_three_per_cent_are_seen_in_every_cell() -> None:
+    found = compare(*pair_of_runs(0, 1.03, gaussian=False), 0.02)
+    assert found.counts == {"slower": 300}
+    assert found.means[0].ratio == pytest.approx(1.03, abs=0.001)
+    assert found.exit_code == 1
+
+
+def test_three_per_cent_in_heavy_noise_are_hardly_ever_called_the_same() -> None:
+    found = compare(*pair_of_runs(0, 1.03, gaussian=True), 0.02)
+    assert found.counts["slower"] >= 0.8 * 300
+    assert found.counts.get("same", 0) <= 0.02 * 300
+
+
+def test_agreement_is_of_medians_long_enough_to_mean_something() -> None:
+    times = [(0.05, 0.09), (0.11, 0.09), (1.0, 1.004), (1.0, 1.012), (1.04, 1.0), (1.0, 1.2)]
+    cases = [small(seq_len=index + 1, kv_len=64) for index in range(len(times))]
+    a, b = (run_of([cell(pair[side], case=case) for pair, case in zip(times, cases, strict=True)]) for side in (0, 1))
+    found = agreement(a, b)
+    assert (found.medians, dict(found.within)) == (4, {0.005: 0.25, 0.01: 0.25, 0.015: 0.5, 0.02: 0.5, 0.05: 0.75})
+    assert found.worst
+    assert found.worst.cell_id == b.records[-1].cell_id
+    assert agreement(a, b, floor_ms=0.04).medians == 6
+    assert agreement(a, b, floor_ms=5).worst is None
+    text = render(compare(a, b, 0.02))
+    assert "Of 4 medians above 0.1 ms agree 25 % within 0.5 %, 25 % within 1 %, 50 % within 1.5 %" in text
+    assert f"the furthest apart: {found.worst.cell_id} forward, 20 %." in text
+
+
+def test_the_document_names_what_matters() -> None:
+    cases = [small(seq_len=n, kv_len=n) for n in range(1, 11)]
+    a = run_of([cell(1.0, case=case) for case in cases])
+    after = [cell(1.5, case=cases[0]), cell(0.5, case=cases[1]), cell(None, case=cases[2], status="crash")]
+    b = run_of([*after, cell(case=cases[0], backend="mine.py:fast")], "b")
+    found = compare(a, b, 0.02)
+    assert [(one.verdict, one.cell_id) for one in found.regressions] == [
+        ("broke", a.records[2].cell_id),
+        ("slower", a.records[0].cell_id),
+    ]
+    assert {name: len(cells) for name, cells in found.only_before.items()} == {"eager": 7}
+    assert found.only_after == {"mine.py:fast": [b.records[-1].cell_id]}
+    text = render(found)
+    assert "2 regressions: 1 slower, 1 broke, 1 faster." in text
+    assert f"The worst time: {a.records[0].cell_id} forward, 1 → 1.5 ms, 1.5 ± 0.14 % (slower)." in text
+    assert b.records[-1].cell_id in text
+    assert "and others" in text
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "## Regressions", "## Improvements", "## By backend and pass", "## In one run alone", "## Every time"
+    ]  # fmt: skip
+    given = json.loads(render(found, "json"))
+    assert (given["exit_code"], given["counts"]) == (1, {"slower": 1, "broke": 1, "faster": 1})
+    assert given["regressions"][0]["note"] is None
+    assert given["only_before"]["eager"][0] == a.records[3].cell_id
+    assert given["agreement"]["within"]["0.05"] == 0.0
+
+
+def notices(**header: Any) -> Counter[str]:
+    lines = compare(run_of([cell()]), run_of([cell()], "b", **header), 0.02).notices
+    return Counter(" ".join(line.split()[:2]) for line in lines)
+
+
+def test_runs_that_differ_are_told_so_first() -> None:
+    assert not notices()
+    assert notices(machine=MACHINE | {"hostname": "other"}) == {"The machines": 1}
+    assert notices(machine=MACHINE | {"driver": "2"}) == {"The software": 1}
+    assert notices(attnbench="0.2.0") == {"The software": 1}
+    assert notices(request=REQUEST | {"clock": "burst"}) == {"The settings": 1}
+    assert notices(request=REQUEST | {"warm_cache": True}) == {"The settings": 1}
+    assert not notices(request=REQUEST | {"warm_cache": False, "name": "other"}), "as where nobody asked"
+    assert notices(cells=2) == {"b is": 1}
+    found = compare(run_of([cell()]), run_of([cell()], request=REQUEST | {"budget_s": 9.0}), 0.02)
+    assert render(found).splitlines()[2] == "WARNING: The settings differ: budget_s was 0.5 and is 9.0."
+
+
+@pytest.mark.parametrize("name", [directory.name for directory in RESULTS.iterdir() if directory.is_dir()])
+def test_a_published_run_is_the_same_as_itself(name: str) -> None:
+    from attnbench.result import load
+
+    own = load(RESULTS / name)
+    found = compare(own, own, 0.02)
+    assert set(found.counts) <= {"same", "unclear"}
+    assert found.counts["same"] > 0
+    assert not found.notices
+    assert found.agreement.within[0.005] == 1.0
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "fraction"), [("2%", 0.02), ("0.02", 0.02), (" .5 % ", 0.005), ("50%", 0.5)])
+def test_thresholds(text: str, fraction: float) -> None:
+    assert parse_threshold(text) == pytest.approx(fraction)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0%", "-1%", "-0.02", "nan", "inf", "two", "2", "100%", "2%%", "1e-2", "٢%"])
+def test_what_is_no_threshold_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"write it like 2% or 0\.02"):
+        parse_threshold(text)
+
+
+def stored(directory: Path, *records: Record) -> Path:
+    with Store.create(directory, run_of(records).header) as store:
+        for one in records:
+            store.append(one)
+    return directory
+
+
+def run_command(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attnbench", "compare", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_exit_codes_end_to_end(tmp_path: Path) -> None:
+    a, b = stored(tmp_path / "a", cell()), stored(tmp_path / "b", cell(1.1))
+    done = run_command(a, b)
+    assert (done.returncode, done.stderr) == (1, "\n1 regression: 1 slower.\n")
+    assert done.stdout.startswith("# Two runs compared\n\nA is ")
+    done = run_command(b, a, "--format", "json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["counts"] == {"faster": 1}
+    assert run_command(a, b, "--threshold", "20%").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("b", "options", "complaint"),
+    [
+        ("nowhere", (), "nowhere does not exist"),
+        ("empty", (), "empty is not a run directory: it has no run.json"),
+        ("foreign", (), "have no cell in common"),
+        ("unused", (), "have no cell in common"),
+        ("a", ("--threshold", "0"), "threshold '0' is not a change above 0 and below 100 %"),
+        ("a", ("--threshold=-2%",), "threshold '-2%' is not"),
+        ("a", ("--format", "jsn"), "format 'jsn' is not known; did you mean 'json'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, b: str, options: tuple[str, ...], complaint: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from attnbench.cli import main
+
+    stored(tmp_path / "a", cell())
+    stored(tmp_path / "foreign", cell(backend="sdpa"))
+    stored(tmp_path / "unused")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["attnbench", "compare", str(tmp_path / "a"), str(tmp_path / b), *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    told = capsys.readouterr()
+    assert stop.value.code == 2
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert complaint in told.err
+
+
+def test_a_finding_counts_twofold_up_and_down_alike() -> None:
+    ratios = [Finding("c", "b", "forward", 1.0, 1.0, None, ratio=ratio).excess for ratio in (2.0, 0.5)]
+    assert ratios == [1.0, 1.0]
