@@ -35,7 +35,7 @@ def visit(
         at_work.backends[name] = backend
     case = small(**changes).to_dict()
     reply = at_work.visit(case, name, None, first=True, last=False, budget_s=0.02)
-    return reply, at_work.spent_s
+    return reply, at_work.accounts.spent_s
 
 
 @pytest.mark.usefixtures("threads")
@@ -76,3 +76,21 @@ def test_the_time_of_a_visit_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -
     once, spent_s = visit(seq_len=512, kv_len=512)
     assert once["done"]
     assert [len(samples) for samples in once["samples_ms"].values()] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_slow_step_needs_no_other_to_warm_up_for_it_on_later_visits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    plain = bench.Timer.time
+
+    def noted(self: bench.Timer, *args: Any, warm: bool, **options: Any) -> Any:
+        asked.append(warm)
+        return plain(self, *args, warm=warm, **options)
+
+    monkeypatch.setattr(bench.Timer, "time", noted)
+    for matters_s in (10.0, 0.0):
+        monkeypatch.setattr(bench, "WARMTH_MATTERS_S", matters_s)
+        at_work = Bench(SETTINGS, lambda _: None)
+        for first in (True, False):
+            at_work.visit(small().to_dict(), "eager", None, first=first, last=False, budget_s=0.01)
+    assert asked == [True, False, True, True]

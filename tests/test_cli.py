@@ -38,6 +38,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "two grids": (["--spec", "a.toml", "--preset", "seed"], "one grid at a time"),
     "pass": (["--pass", "sideways"], "pass 'sideways' is not known; there are: forward, backward"),
     "protocol": (["--protocol", "exact"], "there are: default, seed"),
+    "clock": (["--clock", "turbo"], "clock 'turbo' is not known; there are: sustained, burst"),
+    "clock of a cpu": (["--clock", "burst", "--device", "cpu"], "are about a GPU, and the device is cpu"),
+    "graph on a cpu": (["--graph", "--device", "cpu"], "are about a GPU, and the device is cpu"),
+    "graph in the seed's way": (
+        ["--graph", "--device", "cuda", "--protocol", "seed"],
+        "no part of the seed's protocol",
+    ),
     "budget": (["--budget", "0"], "budget = 0.0 is not a number of seconds above zero"),
     "budget word": (["--budget", "long"], "'long' is not a valid float"),
     "timeout": (["--timeout", "-1"], "timeout = -1.0"),

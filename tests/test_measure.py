@@ -79,11 +79,13 @@ def test_it_stops_when_the_budget_is_spent_and_has_one_sample_at_least(monkeypat
     assert timed(paced(), 0, warm=True)["forward"]
 
 
-def test_a_slow_step_needs_no_other_to_warm_up_for_it_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnbench.measure.timing.WARMTH_MATTERS_S", 0.01)
-    monkeypatch.setattr("attnbench.measure.stopwatch.CpuStopwatch.WINDOW_S", 0)
-    assert len(timed(paced(), 0.016)["forward"]) == 1
-    assert len(timed(paced(), 0.1)["forward"]) > 1
+def test_a_step_that_does_not_count_warms_a_cpu_that_is_not_warm() -> None:
+    call = paced()
+    samples = timed(call, 0.05, warm=False)
+    assert Paced.forwards == len(samples["forward"]) + 1
+    call = paced()
+    samples = timed(call, 0.05, warm=True)
+    assert Paced.forwards == len(samples["forward"])
 
 
 def test_the_seeds_protocol_is_a_hundred_forwards_and_a_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:

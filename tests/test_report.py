@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -126,6 +127,30 @@ def test_a_failed_baseline_costs_no_other_backend_its_numbers() -> None:
     assert cells["sdpa", "4096"][3:6] == ["ok", "10.24", "20.48"]
     assert cells["mine", "256"][3:6] == ["incorrect", "", ""]
     assert "nan" not in text.lower()
+
+
+def test_the_limit_and_what_bounds_it_are_shown_and_launch_bound_cells_with_both_times() -> None:
+    near = {"limit_forward": 0.714, "limit_backward": 0.25, "bound_by": "matmul", "forward_ms": 1.0}
+    host = {"tags": ("launch_bound",), "call_forward_ms": 0.09, "device_forward_ms": 0.0081}
+    run = result([record(small(seq_len=4096, kv_len=4096), **near), record(small(), "sdpa", **host)])
+    header = replace(
+        run.header, ceilings={"exp_per_s": 4e12, "matmul_flop_per_s": {"tf32": 4e14}}, seconds={"timing": 7}
+    )
+    text = render(replace(run, header=header))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["4096", "71.4% / 25.0%"] in rows
+    assert ["4096", "matmul"] in rows
+    assert ["64", "16", "sdpa", "0.09", "0.0081", "launch_bound"] in [[x for x in row if x] for row in rows]
+    assert ["ceilings", "tf32 400 TFLOP/s, exp 4000 G/s"] in rows
+    assert ["wall time, s", "timing 7"] in rows
+    assert any(row[0] == "launch_bound" and row[-1] == "1" for row in rows), "each tag is explained"
+
+
+def test_ceilings_that_could_not_be_measured_say_why() -> None:
+    run = result([record(forward_ms=1.0)])
+    text = render(replace(run, header=replace(run.header, ceilings={"reason": "no memory"})))
+    assert "not known: no memory" in text
+    assert "Fraction of the limit" not in text
 
 
 def test_groups_of_cases_have_sections_of_their_own() -> None:

@@ -233,8 +233,9 @@ def _carry_out(request: Request, open_store: Callable[[Plan], tuple[Store, float
 
             def note_seconds() -> None:
                 """Adds the time of this part of a run to that of the parts before it."""
-                spent = dict(executor.spent_s)
-                spent |= {"start": executor.starting_s + planned_s, "calibration": calibration_s}
+                spent: dict[str, float] = dict(executor.spent_s)
+                spent["start"] = spent.get("start", 0.0) + executor.starting_s + planned_s
+                spent["calibration"] = calibration_s
                 whole = time.monotonic() - began
                 spent |= {"idle": max(0.0, whole - sum(spent.values())), "whole": whole}
                 before = store.header.seconds or {}

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,12 +21,13 @@ from attnbench.errors import RequestError, printable
 from attnbench.inputs import make_inputs
 from attnbench.machine import physical_cores, torch_software
 from attnbench.measure import ceilings, graphs, kernels
-from attnbench.measure.call import Call, Grads
-from attnbench.measure.memory import Ledger
+from attnbench.measure.accounts import Accounts
+from attnbench.measure.call import Call
 from attnbench.measure.rehearsal import rehearse
-from attnbench.measure.sampling import Sampling, Window
+from attnbench.measure.sampling import Sampling
+from attnbench.measure.step import Step, take_step
 from attnbench.measure.stopwatch import time_calls
-from attnbench.measure.timing import Timer, time_as_seed
+from attnbench.measure.timing import WARMTH_MATTERS_S, Timer, time_as_seed
 from attnbench.reference import Reference, compare, reference
 
 TOO_LONG_TO_REPEAT_S = 2.0
@@ -41,26 +40,6 @@ HOST_MAY_MATTER_MS = 10.0
 
 class Sick(Exception):
     """The process can measure nothing more: its CUDA context is lost."""
-
-
-@dataclass
-class Step:
-    """One forward and backward, and what was seen of it."""
-
-    out: torch.Tensor
-    grads: Grads | None
-    memory: dict[str, float]
-    window: Window
-    compile_ms: float
-    seen: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        return sum(sum(self.window.samples_ms.get(name, ())) for name in ("forward", "backward")) / 1e3
-
-
-def _unwatched(work: Callable[[], Any]) -> Any:
-    return work()
 
 
 @dataclass(frozen=True)
@@ -79,8 +58,8 @@ class Settings:
 class Bench:
     """Measures cells on one device. Keeps, for the case in hand, the reference and every backend's callable.
 
-    `tell` is told of each phase as it begins. `spent_s` adds up where the time goes: `compile`, `correctness`, `memory`
-    and `timing`.
+    `tell` is told of each phase as it begins. `accounts` add up where the time goes: `start`, `compile`, `correctness`,
+    `memory` and `timing`.
     """
 
     def __init__(self, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -92,9 +71,10 @@ class Bench:
         self.callables: dict[str, Attention] = {}
         self.reference: Reference | None = None
         self.near_cap: dict[str, bool | None] = {}
+        self.step_s: dict[str, float] = {}
+        self.compiled = False
         self.phase = "setup"
-        self.compile_s = 0.0
-        self.spent_s: dict[str, float] = {}
+        self.accounts = Accounts()
         torch.set_num_threads(physical_cores())
         if self.device.type == "cuda":
             if not torch.cuda.is_available() or self.device.index >= torch.cuda.device_count():
@@ -104,9 +84,8 @@ class Bench:
             torch.cuda.set_device(self.device)
             torch.zeros(1, device=self.device)
         else:
-            torch.mm(
-                torch.ones(512, 512), torch.ones(512, 512)
-            )  # starts the threads, which a memory limit might forbid later
+            square = torch.ones(512, 512)
+            torch.mm(square, square)  # starts the threads, which a memory limit might forbid later
         self._forget_compiled()
 
     # --- tasks ---
@@ -158,35 +137,44 @@ class Bench:
         assert self.case is not None
         chosen = self._backend(backend, source)
         fields: dict[str, Any] = {"backend_version": chosen.version()}
+        if self.device.type == "cuda" and not self.seeds_own:
+            fields |= {"clock_regime": self.settings.clock, "event_overhead_ms": self.timer.overhead_ms}
         if first:
             step = self._check(chosen, fields)
             if fields.get("status") == "incorrect":
                 return {"fields": fields}
             if self.device.type == "cpu" and not self.seeds_own and step.seconds > TOO_LONG_TO_REPEAT_S:
                 return _reply(fields, Sampling([step.window]), done=True)
+            self.step_s[backend] = step.seconds
             del step
         self._enter("forward")
-        with self._spending("timing"):
+        with self.accounts.spending("timing"):
             call = self._call(chosen)
-            if self.seeds_own:
-                sampling = time_as_seed(call, self.device, backward=self.backward, budget_s=budget_s)
-                return _reply(fields, sampling, done=True)
-            sampling = self.timer.time(call, budget_s, warm=first, near_cap=self.near_cap.get(backend))
-            self.near_cap[backend] = sampling.near_cap
+            sampling = self._sample(
+                call, backend, budget_s, warm=first or self.step_s.get(backend, 0.0) > WARMTH_MATTERS_S
+            )
+            device_ms: dict[str, float] = {}
             if self.device.type == "cuda":
-                fields |= {"clock_regime": self.settings.clock, "event_overhead_ms": self.timer.overhead_ms}
-                device_ms = self._seen_on_device(call, chosen, fields) if first or sampling.near_cap else {}
-                if first:
+                if first or sampling.near_cap:
+                    device_ms = self._seen_on_device(call, chosen, fields)
+                if first and not self.seeds_own:
                     fields |= self._with_the_host(call, sampling)
                 if last and self.settings.graph:
                     fields |= self._in_a_graph(call, budget_s)
-                return _reply(fields, sampling) | {"device_ms": device_ms}
-        return _reply(fields, sampling)
+        return _reply(fields, sampling, done=self.seeds_own) | {"device_ms": device_ms}
+
+    def _sample(self, call: Call, backend: str, budget_s: float, *, warm: bool) -> Sampling:
+        if self.seeds_own:
+            return time_as_seed(call, self.device, backward=self.backward, budget_s=budget_s)
+        sampling = self.timer.time(call, budget_s, warm=warm, near_cap=self.near_cap.get(backend))
+        self.near_cap[backend] = sampling.near_cap
+        return sampling
 
     @cached_property
     def timer(self) -> Timer:
         how = self.settings
-        overhead_ms = kernels.empty_kernel(self.device)[1] if self.device.type == "cuda" else 0.0
+        with self.accounts.spending("start"):
+            overhead_ms = kernels.empty_kernel(self.device)[1] if self.device.type == "cuda" else 0.0
         return Timer(self.device, self.backward, how.clock, how.warm_cache, overhead_ms)
 
     @property
@@ -204,7 +192,7 @@ class Bench:
         """
         assert self.case is not None
         on_cpu = self.device.type == "cpu"
-        with self._spending("correctness"):
+        with self.accounts.spending("correctness"):
             call = self._call(backend)
             if backend.rehearsable and on_cpu:
                 rehearse(call, self._enter, backward=self.backward)
@@ -214,14 +202,15 @@ class Bench:
             del call
             step = self._step(backend, watched=on_cpu and not backend.compiles)
             errors = compare(self.case, self.reference, step.out, step.grads)
-            if backend.compiles:
-                _set_aside_garbage()
+            if step.compile_ms:
+                self.compiled = True
+                _set_aside()
         fields |= {f"error_{name}": error for name, error in errors.by_name.items()}
         if errors.complaint:
             fields |= {"status": "incorrect", "reason": errors.complaint}
             return step
         if not on_cpu or step.seconds < TOO_LONG_TO_REPEAT_S / 4:
-            with self._spending("memory"):
+            with self.accounts.spending("memory"):
                 first, step.out, step.grads = step, step.out.new_empty(0), None
                 seen = step.seen or (self._step(backend, watched=True).seen if on_cpu else {})
                 step = self._step(backend)
@@ -229,8 +218,8 @@ class Bench:
                 if backend.compiles:  # what a first call takes beyond a later one: generated code is loaded, and tuned
                     loading_s = max(0.0, first.seconds - step.seconds)
                     step.compile_ms += loading_s * 1e3
-                    self._book("compile", loading_s)
-                    self._book("correctness", -loading_s)
+                    self.accounts.book("compile", loading_s)
+                    self.accounts.book("correctness", -loading_s)
         fields |= step.memory | step.seen
         if step.compile_ms:
             fields["compile_ms"] = step.compile_ms
@@ -239,39 +228,14 @@ class Bench:
         return step
 
     def _step(self, backend: Backend, *, watched: bool = False) -> Step:
-        """A forward and backward on fresh inputs, under the eyes of the memory ledger and, if `watched`, the profiler."""
-        assert self.case is not None
-        ledger = Ledger(self.device)
-        call = self._call(backend)
-        ledger.after_inputs()
-        seen: dict[str, Any] = {}
-        window = Window({})
-        compiled_before = self.compile_s
-
-        def timed(name: str, work: Callable[[], Any]) -> tuple[Any, float]:
-            self._enter(name)
-            compiled, start = self.compile_s, time.perf_counter()
-            result = work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return result, (time.perf_counter() - start - (self.compile_s - compiled)) * 1e3
-
-        grads = None
-        with kernels.Watch(self.device) if watched else nullcontext(_unwatched) as watch:
-            out, forward_ms = watch(lambda: timed("forward", call.forward))
-            out = call.check_output(out)
-            call.check_inputs()
-            ledger.after_forward()
-            window.samples_ms["forward"] = [forward_ms]
-            if self.backward:
-                grads, backward_ms = watch(lambda: timed("backward", lambda: call.backward(out)))
-                ledger.after_backward()
-                window.samples_ms |= {"backward": [backward_ms], "forward_backward": [forward_ms + backward_ms]}
-        if isinstance(watch, kernels.Watch):
-            for name, piece in zip(("forward", "backward"), watch.seen(), strict=False):
-                seen[f"kernels_{name}"] = piece.names
-        self._enter("setup")
-        return Step(out.detach(), grads, ledger.fields, window, (self.compile_s - compiled_before) * 1e3, seen)
+        return take_step(
+            lambda: self._call(backend),
+            self.device,
+            self.accounts,
+            self._enter,
+            backward=self.backward,
+            watched=watched,
+        )
 
     # --- further looks at a call that has just been timed ---
 
@@ -280,9 +244,8 @@ class Bench:
 
         Near the power cap the clock is never quite at rest, and a look at every visit sees what the samples see.
         """
-        seen = kernels.device_times(
-            call, self.timer.stopwatch(call), warm_s=0.1 if self.near_cap.get(backend.name) else 0.0
-        )
+        warm_s = 0.1 if self.near_cap.get(backend.name) else 0.0
+        seen = kernels.device_times(call, self.timer.stopwatch(call), warm_s=warm_s)
         fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
         fields |= _fallback(backend, fields["kernels_forward"])
         return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}
@@ -298,31 +261,18 @@ class Bench:
         return fields
 
     def _in_a_graph(self, call: Call, budget_s: float) -> dict[str, Any]:
+        """The medians of the call's passes in CUDA graphs, or why there are none."""
         try:
             graphed = graphs.capture(call, self.device, backward=self.backward)
-        except graphs.NotCapturable as reason:
+            samples = self.timer.time(graphed, budget_s).samples_ms
+        except (graphs.NotCapturable, torch.OutOfMemoryError) as reason:
             torch.cuda.synchronize(self.device)
-            return {"graph_reason": str(reason)}
-        samples = self.timer.time(graphed, budget_s).samples_ms
+            return {"graph_reason": words(reason)}
         return {
             f"graph_{name}_ms": statistics.median(samples[name]) for name in ("forward", "backward") if name in samples
         }
 
     # --- what is kept from visit to visit ---
-
-    @contextmanager
-    def _spending(self, what: str) -> Iterator[None]:
-        """Books the time of a block under `what`, less what was compiled meanwhile, which has an account of its own."""
-        began, compiled = time.perf_counter(), self.compile_s
-        try:
-            yield
-        finally:
-            compiled = self.compile_s - compiled
-            self._book("compile", compiled)
-            self._book(what, time.perf_counter() - began - compiled)
-
-    def _book(self, what: str, seconds: float) -> None:
-        self.spent_s[what] = self.spent_s.get(what, 0.0) + seconds
 
     def _backend(self, name: str, source: str | None) -> Backend:
         if name not in self.backends:
@@ -342,6 +292,7 @@ class Bench:
             self.case, self.reference = case, None
             self.callables.clear()
             self.near_cap.clear()
+            self.step_s.clear()
             self._forget_compiled()
             self.clean()
         torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
@@ -349,10 +300,11 @@ class Bench:
     def _forget_compiled(self) -> None:
         """Compiles anew for each shape, and below the number of shapes at which torch.compile gives up."""
         torch._dynamo.reset()
-        _set_aside_garbage()
-        handler = torch._dynamo.callback.callback_handler
-        handler.start_callbacks[:] = [lambda _: setattr(self, "compile_s", self.compile_s - time.perf_counter())]
-        handler.end_callbacks[:] = [lambda _: setattr(self, "compile_s", self.compile_s + time.perf_counter())]
+        if self.compiled or not gc.get_freeze_count():
+            gc.unfreeze()
+            _set_aside()
+        self.compiled = False
+        self.accounts.listen_to_the_compiler()
 
     def _call(self, backend: Backend) -> Call:
         assert self.case is not None
@@ -379,13 +331,12 @@ class Bench:
                 raise Sick(words(error)) from None
 
 
-def _set_aside_garbage() -> None:
-    """Collects what can be, and keeps later collections from looking at the rest.
+def _set_aside() -> None:
+    """Collects garbage, and keeps later collections from looking at what is left.
 
     torch has hundreds of thousands of objects and compilers leave as many; to look through them before each reading of
     the memory would take longer than most cells.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from attnbench import api, calibration, machine
 from attnbench.analysis.compare import DEFAULT_THRESHOLD, compare, parse_threshold
-from attnbench.case import DTYPES, PRECISIONS
 from attnbench.doctor import diagnose
 from attnbench.errors import RequestError
 from attnbench.executors.local import LocalExecutor
-from attnbench.grid import Grid, Spec, preset, presets, read_spec
+from attnbench.grid import Grid, presets
+from attnbench.options import grid_options, measuring_options, request_from
 from attnbench.plan import describe, make_plan
 from attnbench.report import FORMATS, LAYOUTS, comparison, render
-from attnbench.request import (
-    CLOCKS,
-    DEFAULT_TIMEOUT_S,
-    PASSES,
-    PROTOCOLS,
-    Request,
-    expand_backends,
-    parse_bytes,
-    parse_device,
-    parse_shard,
-)
+from attnbench.request import Request, expand_backends, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
 from attnbench.store import DiskFull
@@ -92,105 +81,6 @@ def cli() -> None:
     """Measures attention implementations: speed, memory, correctness and status, over a grid of shapes."""
 
 
-# --- options that several commands share ------------------------------------------------------------------------------
-
-_LISTS = {
-    "d_model": "Head dimensions, such as 16,32.",
-    "seq_len": "Numbers of queries.",
-    "batch": "Batch sizes.",
-    "heads": "Query heads.",
-    "kv_heads": "Key heads; fewer than --heads is grouped-query attention. Default: as many as heads.",
-    "kv_len": "Numbers of keys. Default: the same as seq_len.",
-    "dtype": f"Element types: {', '.join(DTYPES)}.",
-    "precision": f"Products of float32: {', '.join(PRECISIONS)}.",
-}
-
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def grid_options(command: Command) -> Command:
-    """What to measure: a preset or a file, with any dimension replaced."""
-    options = [
-        click.option(
-            "--preset", "preset_name", metavar="NAME", help="A grid that ships with attnbench; default: seed."
-        ),
-        click.option("--spec", type=click.Path(path_type=Path), metavar="FILE.toml", help="A grid of your own."),
-        *(
-            click.option(f"--{name.replace('_', '-')}", name, metavar="LIST", help=text)
-            for name, text in _LISTS.items()
-        ),
-        click.option("--causal/--no-causal", "causal", default=None, help="With or without the causal mask."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def measuring_options(command: Command) -> Command:
-    """How to measure it."""
-    options = [
-        click.option("--backend", "backend", multiple=True, metavar="NAME", help="A backend's name, all, FILE.py:function or package.module:function; repeatable. Default: all that can run."),
-        click.option("--pass", "passes", metavar="|".join(PASSES), help="Forward alone, or backward too (default)."),
-        click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: the best one here."),
-        click.option("--budget", type=float, metavar="SECONDS", help="Time to spend on samples of one cell."),
-        click.option("--timeout", type=float, metavar="SECONDS", help=f"Time after which a cell is given up; default: {DEFAULT_TIMEOUT_S:.0f}."),
-        click.option("--memory-limit", metavar="SIZE", help="What a worker may hold, such as 8GiB. Default on CPU: what is available, less a margin."),
-        click.option("--protocol", metavar="|".join(PROTOCOLS), help="How to time; seed repeats the first table's procedure."),
-        click.option("--clock", metavar="|".join(CLOCKS), help="Regime of a GPU's clocks: settled under the load (default), or a few calls after a rest."),
-        click.option("--warm-cache", is_flag=True, default=None, help="Leave a GPU's L2 cache as the call before left it."),
-        click.option("--graph", is_flag=True, default=None, help="Measure inside a CUDA graph as well."),
-        click.option("--seed", type=int, metavar="N", help="Seed of the random inputs; default: 0."),
-        click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the cases."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _spec_from(options: Mapping[str, Any]) -> Spec:
-    """The spec that the grid options ask for."""
-    if options["preset_name"] is not None and options["spec"]:
-        raise RequestError("--preset and --spec were both given; one grid at a time")
-    spec = (
-        read_spec(options["spec"])
-        if options["spec"]
-        else preset("seed" if options["preset_name"] is None else options["preset_name"])
-    )
-    changes: dict[str, Any] = {key: _values(options[key]) for key in _LISTS if options[key] is not None}
-    if options["causal"] is not None:
-        changes["causal"] = [options["causal"]]
-    return replace(spec, grid=spec.grid.but(changes, "", _as_option)) if changes else spec
-
-
-def _as_option(path: str) -> str:
-    """`seq_len[1]` as the user knows it: `--seq-len`."""
-    return "--" + path.partition("[")[0].replace("_", "-")
-
-
-def _values(text: str) -> list[int | str]:
-    parts = (part.strip() for part in text.split(","))
-    return [int(part) if re.fullmatch(r"-?\d{1,18}", part) else part for part in parts]
-
-
-def _request_from(options: Mapping[str, Any]) -> Request:
-    given = {
-        "passes": options["passes"],
-        "protocol": options["protocol"],
-        "clock": options["clock"],
-        "warm_cache": options["warm_cache"],
-        "graph": options["graph"],
-        "timeout_s": options["timeout"],
-        "seed": options["seed"],
-        "memory_limit_bytes": parse_bytes(options["memory_limit"]) if options["memory_limit"] is not None else None,
-        "shard": parse_shard(options["shard"]) if options["shard"] is not None else None,
-    }
-    return api.make_request(
-        _spec_from(options), options["backend"], device=options["device"], budget_s=options["budget"],
-        **{key: value for key, value in given.items() if value is not None},
-    )  # fmt: skip
-
-
 _NOT_THE_REQUEST = {"out", "resume", "executor", "quiet", "as_json", "layout"}
 
 
@@ -224,14 +114,19 @@ def run(**options: Any) -> int:
             raise RequestError("--resume needs to know which run to go on with: give its directory by --out DIR")
         asked = any(value not in (None, ()) for key, value in options.items() if key not in _NOT_THE_REQUEST)
         result = api.resume_run(
-            options["out"], _request_from(options) if asked else None, quiet=quiet, layout=options["layout"]
+            options["out"], request_from(options) if asked else None, quiet=quiet, layout=options["layout"]
         )
     else:
-        request = _request_from(options)
+        request = request_from(options)
         result = api.start_run(
             options["out"] or api.default_directory(request), request, quiet=quiet, layout=options["layout"]
         )
     _show(result, options)
+    if above := [record.cell_id for record in result.records if "above_limit" in record.tags]:
+        _say(
+            f"{len(above)} cells are faster than their floor, {above[0]} for one: either something kept the machine busy "
+            "when its ceilings were measured, which attnbench calibrate mends, or work was left out"
+        )
     return result.exit_code
 
 
@@ -262,7 +157,7 @@ def _show(result: Result, options: Mapping[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(as_json: bool, **options: Any) -> None:
     """What `run` would do: its cells, forecasts of memory and time, and what cannot run. Runs nothing."""
-    request = _request_from(options)
+    request = request_from(options)
     with LocalExecutor(request) as executor:
         planned = make_plan(request, executor)
     _print(json.dumps(planned.to_dict(), indent=1) if as_json else plan_text(planned))

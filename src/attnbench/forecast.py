@@ -123,8 +123,8 @@ PACES = {
         | {"flex": 20},
         steps=20,
         once_s=float("inf"),
-        fixed_s=0.4,
-        compile_s={"compile": 1.2, "flex": 4.5},
+        fixed_s=0.6,
+        compile_s={"compile": 1.8, "flex": 3.0},
     ),
 }
 

@@ -58,6 +58,8 @@ class Request:
             raise RequestError(f"clock {self.clock!r} is not known; there are: {', '.join(CLOCKS)}")
         if self.device == "cpu" and (self.graph or self.warm_cache or self.clock != "sustained"):
             raise RequestError("--graph, --warm-cache and --clock burst are about a GPU, and the device is cpu")
+        if self.protocol == "seed" and (self.graph or self.warm_cache or self.clock != "sustained"):
+            raise RequestError("--graph, --warm-cache and --clock are no part of the seed's protocol")
         for what, seconds in (("budget", self.budget_s), ("timeout", self.timeout_s)):
             if not 0 < seconds < float("inf"):
                 raise RequestError(f"{what} = {seconds} is not a number of seconds above zero")

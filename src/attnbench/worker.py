@@ -44,7 +44,7 @@ def failure(error: BaseException, phase: str) -> dict[str, Any]:
 def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
     """Carries out one request. Raises `Sick` where the process is of no further use."""
     task = {"describe": bench.describe, "visit": bench.visit, "calibrate": bench.calibrate}[request.pop("task")]
-    bench.spent_s.clear()
+    bench.accounts.spent_s.clear()
     try:
         reply = task(**request)
     except Exception as error:
@@ -53,7 +53,7 @@ def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
         error.__traceback__ = error.__context__ = error.__cause__ = None
         del error
         bench.clean()
-    return reply | {"spent_s": dict(bench.spent_s)}
+    return reply | {"spent_s": dict(bench.accounts.spent_s)}
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from attnbench.measure.stopwatch import CpuStopwatch, CudaStopwatch, Timed
 from attnbench.measure.telemetry import monitor
 
 WARMTH_MATTERS_S = 0.5
-"""A step on CPU that takes longer needs no other to warm up for it."""
+"""A step on CPU that takes longer needs no other to warm up for it: what is cold at first is little beside that."""
 
 BURST_SAMPLES, BURST_REST_S = 10, 0.5
 """A burst is this many samples after a rest this long: 10 calls of some milliseconds end before the clock falls."""
@@ -42,12 +42,12 @@ class Timer:
     def time(self, call: Timed, budget_s: float, *, warm: bool = False, near_cap: bool | None = None) -> Sampling:
         """Samples until they settle or `budget_s` is spent; at least one of each pass.
 
-        `warm` tells that the same call has just been made, so that a CPU need not be warmed by one that does not count,
-        and `near_cap` what an earlier sampling of the same call found.
+        `warm` tells that a CPU need not be warmed by a step that does not count: the same call has just been made, or
+        takes longer than `WARMTH_MATTERS_S`. `near_cap` is what an earlier sampling of the same call found.
         """
         if self.device.type == "cpu":
-            if not warm and (took := _seconds(lambda: self._step(call))) > WARMTH_MATTERS_S:
-                budget_s -= took  # what is cold at first is little beside that; one more step and this visit is over
+            if not warm:
+                self._step(call)
             return sample(CpuStopwatch(call, self.backward), budget_s=budget_s)
         stopwatch = self.stopwatch(call)
         if self.clock == "burst":
@@ -62,12 +62,6 @@ class Timer:
         out = call.forward()
         if self.backward:
             call.backward(out)
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 # --- the seed's protocol ----------------------------------------------------------------------------------------------
