@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from attnbench import backends, forecast
 from attnbench.case import Case
 from attnbench.families import family
 from attnbench.inputs import make_inputs
 from attnbench.measure.call import Call
-from attnbench.measure.kernels import Watch
+from attnbench.measure.kernels import Seen, Watch
 from attnbench.measure.memory import Ledger, ResidentProbe, probe
 from attnbench.measure.rehearsal import rehearse
 from attnbench.measure.timing import Timer, time_as_seed
@@ -186,6 +188,41 @@ def test_it_is_told_what_ran() -> None:
     assert "aten::_softmax_backward_data" in third.names
     assert family(first.names) == "flash"
     assert family(second.names) == "math"
+
+
+def test_kernels_between_marks_are_parted_from_flushes_and_holds() -> None:
+    """As a GPU's profiler tells of them: name and microseconds, in the order of their starts."""
+    told = [
+        ("spin_kernel(long)", 300.0),  # holds the queue
+        *(
+            ("FillFunctor<signed char>", 38.0),
+            ("spin_kernel(long)", 1.0),
+            ("flash_fwd", 100.0),
+            ("Memset (Device)", 2.0),
+        ),
+        *(("spin_kernel(long)", 1.0), ("FillFunctor<signed char>", 38.0), ("spin_kernel(long)", 1.0)),
+        *(("flash_bwd", 200.0), ("convert_dq", 20.0), ("flash_bwd", 50.0), ("spin_kernel(long)", 1.0)),
+        ("FillFunctor<signed char>", 38.0),
+    ]
+    events = [
+        SimpleNamespace(
+            name=name, self_device_time_total=us, device_type=DeviceType.CUDA, time_range=SimpleNamespace(start=start)
+        )
+        for start, (name, us) in enumerate(told)
+    ]
+    launches = SimpleNamespace(
+        name="cudaLaunchKernel",
+        device_type=DeviceType.CPU,
+        self_device_time_total=0.0,
+        time_range=SimpleNamespace(start=3),
+    )
+    watch = Watch(CPU)
+    watch._cuda = True
+    watch._profiler = SimpleNamespace(events=lambda: [*events[::-1], launches])  # pyright: ignore[reportAttributeAccessIssue]
+    assert watch.seen() == [
+        Seen(("flash_fwd", "Memset (Device)"), 0.102),
+        Seen(("flash_bwd", "convert_dq"), 0.27),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ class Bench:
         warm_s = 0.1 if self.near_cap.get(backend.name) else 0.0
         seen = kernels.device_times(call, self.timer.stopwatch(call), warm_s=warm_s)
         fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
-        fields |= _fallback(backend, fields["kernels_forward"])
+        fields |= _fallback(backend, fields.get("kernels_forward", ()))
         return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}
 
     def _with_the_host(self, call: Call, sampling: Sampling) -> dict[str, Any]:

@@ -100,6 +100,8 @@ class Watch:
 def device_times(call: Timed, stopwatch: CudaStopwatch, *, warm_s: float = 0.0, repeats: int = 5) -> dict[str, Seen]:
     """What the device does in the passes of a call: medians of some calls, queued and flushed as the stopwatch does it.
 
+    Nothing where the driver lets no profiler look.
+
     To be asked right after samples were taken, while the clock is where they left it; `warm_s` of the same load brings
     it back there after the pause in which the profiler starts.
     """
@@ -117,9 +119,8 @@ def device_times(call: Timed, stopwatch: CudaStopwatch, *, warm_s: float = 0.0, 
                 del grads
             del out
     seen = watch.seen()
-    if not stopwatch.backward:
-        return {"forward": _typical(seen)}
-    return {"forward": _typical(seen[::2]), "backward": _typical(seen[1::2])}
+    by_pass = {"forward": seen[::2], "backward": seen[1::2]} if stopwatch.backward else {"forward": seen}
+    return {name: _typical(pieces) for name, pieces in by_pass.items() if pieces}
 
 
 def _typical(seen: Sequence[Seen]) -> Seen:
@@ -131,7 +132,8 @@ def empty_kernel(device: torch.device, repeats: int = 20) -> tuple[float, float]
     """Milliseconds of a kernel that does next to nothing, and what a pair of events sees besides it.
 
     Between its two timestamps lies the launch of the kernel, some microseconds on a GPU, whatever the kernel. Measured as
-    samples are taken: after a flush of the L2 cache, queued ahead of the device.
+    samples are taken: after a flush of the L2 cache, queued ahead of the device. Where the driver lets no profiler look, all
+    of it counts as the kernel's.
     """
     call = _Nothing()
     stopwatch = CudaStopwatch(call, False, device, monitor(device))
@@ -143,8 +145,9 @@ def empty_kernel(device: torch.device, repeats: int = 20) -> tuple[float, float]
             call.forward()
         torch.cuda.synchronize(device)
     own = [event.self_device_time_total for event in profiler.events() or () if Watch._MARK in event.name]
-    own_ms = statistics.median(time for time in own if time) / 1e3
-    return own_ms, max(0.0, statistics.median(taken.samples_ms["forward"]) - own_ms)
+    seen_ms = statistics.median(taken.samples_ms["forward"])
+    own_ms = statistics.median(filter(None, own)) / 1e3 if any(own) else seen_ms
+    return own_ms, max(0.0, seen_ms - own_ms)
 
 
 class _Nothing:
