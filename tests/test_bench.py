@@ -73,8 +73,10 @@ def test_the_time_of_a_visit_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -
     assert timed <= spent_s["timing"] < timed + 0.2
     assert [window["samples"]["forward"] for window in reply["windows"]] != []
     monkeypatch.setattr(bench, "TOO_LONG_TO_REPEAT_S", 0.0)
-    once, spent_s = visit(seq_len=512, kv_len=512)
+    once, again_s = visit(seq_len=512, kv_len=512)
     assert once["done"]
+    sample = sum(once["samples_ms"]["forward"] + once["samples_ms"]["backward"]) / 1e3
+    assert again_s["timing"] == pytest.approx(sample), "the step that was checked is the sample"
     assert [len(samples) for samples in once["samples_ms"].values()] == [1, 1, 1]
 
 

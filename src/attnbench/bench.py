@@ -174,9 +174,10 @@ class Bench:
 
     @cached_property
     def timer(self) -> Timer:
-        how = self.settings
-        with self.accounts.spending("start"):
-            overhead_ms = kernels.empty_kernel(self.device)[1] if self.device.type == "cuda" else 0.0
+        how, overhead_ms = self.settings, 0.0
+        if self.device.type == "cuda":
+            with self.accounts.spending("start"):
+                _, overhead_ms = kernels.empty_kernel(self.device)
         return Timer(self.device, self.backward, how.clock, how.warm_cache, overhead_ms)
 
     @property
