@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from attnbench.analysis.compare import Comparison, Finding, agreement, compare, noise_of, parse_threshold
+from attnbench.analysis.compare import (
+    Comparison,
+    Finding,
+    agreement,
+    compare,
+    default_threshold,
+    noise_of,
+    parse_threshold,
+)
 from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.noise import noise
@@ -96,6 +104,11 @@ def test_what_events_cannot_tell_apart_is_the_same(
 ) -> None:
     found = compared(cell(before_ms).but(device=device), cell(after_ms).but(device=device))
     assert [finding.verdict for finding in found.findings] == [verdict]
+
+
+@pytest.mark.parametrize(("device", "share"), [("cuda:1", 0.02), ("cpu", 0.1)])
+def test_the_threshold_by_default_is_the_devices(device: str, share: float) -> None:
+    assert default_threshold(run_of([], request=REQUEST | {"device": device})) == share
 
 
 @pytest.mark.parametrize(("after_ms", "verdict"), [(0.0148, "same"), (0.0152, "slower")])

@@ -22,7 +22,8 @@ Verdict = Literal[
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 REGRESSIONS, IMPROVEMENTS = VERDICTS[:3], VERDICTS[3:6]
 
-DEFAULT_THRESHOLD = "2%"
+DEFAULT_THRESHOLD = {"cuda": 0.02, "cpu": 0.1}
+"""By device. A shared CPU drifts by as much from one run to the next, and neither run can tell."""
 
 PASSES = ("forward", "backward")
 """Passes that a verdict is given on."""
@@ -185,6 +186,11 @@ class Comparison:
             "only_before": self.only_before,
             "only_after": self.only_after,
         }
+
+
+def default_threshold(run: Run) -> float:
+    """The least change of interest on the device of a run."""
+    return DEFAULT_THRESHOLD["cpu" if run.header.request.get("device") == "cpu" else "cuda"]
 
 
 def parse_threshold(text: str) -> float:
