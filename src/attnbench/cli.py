@@ -15,14 +15,17 @@ import click
 
 from attnbench import api, calibration, machine
 from attnbench.analysis.compare import compare, default_threshold, parse_threshold
+from attnbench.analysis.recommend import PASSES as RECOMMENDED
+from attnbench.analysis.recommend import Wish, recommend
+from attnbench.case import PRECISIONS
 from attnbench.doctor import diagnose
 from attnbench.errors import RequestError
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, presets
 from attnbench.options import grid_options, measuring_options, request_from
 from attnbench.plan import describe, make_plan
-from attnbench.report import FORMATS, LAYOUTS, comparison, render
-from attnbench.request import Request, expand_backends, parse_device
+from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render
+from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
 from attnbench.store import DiskFull
@@ -234,6 +237,30 @@ def compare_runs(before: Path, after: Path, threshold: str | None, format: str) 
     _print(comparison.render(found, format), newline=False)
     _print(f"\n{comparison.headline(found)}", to="stderr")
     return found.exit_code
+
+
+@cli.command("recommend")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--seq-len", type=int, metavar="N", help="Number of queries.")
+@click.option("--d-model", type=int, metavar="N", help="Head dimension.")
+@click.option("--kv-len", type=int, metavar="N", help="Number of keys. Default: the same as seq_len.")
+@click.option("--batch", type=int, metavar="N", help="Batch size.")
+@click.option("--heads", type=int, metavar="N", help="Query heads.")
+@click.option("--kv-heads", type=int, metavar="N", help="Key heads.")
+@click.option("--dtype", metavar="NAME", help="Element type, such as bfloat16.")
+@click.option("--precision", metavar="|".join(PRECISIONS), help="Products of float32.")
+@click.option("--causal/--no-causal", "causal", default=None, help="With or without the causal mask.")
+@click.option("--pass", "what", metavar="|".join(RECOMMENDED), help="What has to be fast. Default: step, both passes.")
+@click.option("--memory", metavar="SIZE", help="What the backend may hold, such as 16GiB.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def recommend_backend(directory: Path, memory: str | None, as_json: bool, **wished: Any) -> None:
+    """From a run: the fastest right backend for a shape, and the code that calls it.
+
+    What is not given is the run's own, where it has one value only. Lengths between those measured are interpolated.
+    """
+    wish = Wish(**wished, memory_bytes=parse_bytes(memory) if memory is not None else None)
+    found = recommend(load(directory), wish)
+    _print(json.dumps(found.to_dict(), indent=1, allow_nan=False) if as_json else recommendation.text(found))
 
 
 @cli.command("presets")

@@ -1,0 +1,126 @@
+"""The few lines of Python that call a backend on a case."""
+
+from __future__ import annotations
+
+import math
+
+from attnbench.case import Case
+
+# Three-dimensional, as it was measured: of four dimensions torch.compile makes scaled_dot_product_attention.
+_WRITTEN_OUT = """\
+import math
+
+import torch
+
+
+def attention(q, k, v):
+    (B, H, N, d), (G, M) = q.shape, k.shape[1:3]
+    scores = torch.bmm(q.reshape(B * G, -1, d), k.reshape(B * G, M, d).transpose(1, 2)) / math.sqrt(d)
+{hidden}    WEIGHTS
+    return torch.bmm(weights, v.reshape(B * G, M, d)).view(q.shape)
+
+
+out = attention(q, k, v)
+"""
+_NAIVE = """\
+exponentials = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    weights = exponentials / exponentials.sum(dim=-1, keepdim=True)"""
+_EAGER = _WRITTEN_OUT.replace("WEIGHTS", "weights = torch.softmax(scores, dim=-1)")
+_SDPA = """\
+{lower_right}from torch.nn.functional import scaled_dot_product_attention
+
+out = scaled_dot_product_attention(q, k, v{sdpa})
+"""
+_PINNED = """\
+from torch.nn.attention import SDPBackend, sdpa_kernel
+{lower_right}from torch.nn.functional import scaled_dot_product_attention
+
+with sdpa_kernel(SDPBackend.KERNEL):
+    out = scaled_dot_product_attention(q, k, v{sdpa})
+"""
+_FLEX = """\
+import torch
+from torch.nn.attention.flex_attention import {create_mask}flex_attention
+
+{block_mask}attention = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+out = attention(q, k, v{flex})
+"""
+
+SNIPPETS: dict[str, str] = {
+    "naive": _WRITTEN_OUT.replace("WEIGHTS", _NAIVE),
+    "eager": _EAGER,
+    "compile": _EAGER.replace("\nout", "\nattention = torch.compile(attention, fullgraph=True, dynamic=False)\nout"),
+    "sdpa": _SDPA,
+    "sdpa-math": _PINNED.replace("KERNEL", "MATH"),
+    "sdpa-flash": _PINNED.replace("KERNEL", "FLASH_ATTENTION"),
+    "sdpa-efficient": _PINNED.replace("KERNEL", "EFFICIENT_ATTENTION"),
+    "sdpa-cudnn": _PINNED.replace("KERNEL", "CUDNN_ATTENTION"),
+    "flex": _FLEX,
+}
+"""Code that makes `out` of q, k and v, by backend; what depends on the case stands in braces (`_details`)."""
+
+_HIDDEN = """\
+    hidden = torch.ones(N, M, dtype=torch.bool, device=q.device).triu(M - N + 1)
+    scores = scores.view(-1, N, M).masked_fill(hidden, -math.inf).view_as(scores)
+"""
+_BLOCK_MASK = """\
+
+def sees(batch, head, query, key):
+    return query{offset} >= key
+
+
+mask = create_block_mask(sees, None, None, {N}, {M}, device=str(q.device))
+"""
+_TF32 = '\n\ntorch.set_float32_matmul_precision("high")'
+
+
+def snippet(backend: str, case: Case, source: str | None = None) -> str:
+    """Python that calls a backend on q, k and v of a case, giving `out`.
+
+    `source` tells where a decorated function stands, as `FILE.py:function`. A name that neither has code here nor is a
+    function's place is built as it was for measuring.
+    """
+    where = source or backend
+    if backend in SNIPPETS:
+        code = SNIPPETS[backend].format(**_details(case))
+    elif ":" in where:
+        code = _import(where) + f"(q, k, v, causal={case.causal}, scale={1 / math.sqrt(case.d_model)!r})"
+        code += "  # leave out what it does not take\n"
+    else:
+        code = (
+            f"from attnbench import Case\nfrom attnbench.backends import load\n\n"
+            f"attention = load({backend!r}).build({case!r})\nout = attention(q, k, v)\n"
+        )
+    if case.precision == "tf32":
+        code = code if "import torch\n" in code else f"import torch\n{code}"
+        imported = code.index("\n\n", code.index("import torch\n"))
+        code = code[:imported] + _TF32 + code[imported:]
+    return code
+
+
+def _details(case: Case) -> dict[str, str]:
+    """What a case puts into a snippet. SDPA's own mask is the triangle of equal lengths; others align bottom right."""
+    triangle, offset = case.seq_len == case.kv_len, case.kv_len - case.seq_len
+    mask = ", is_causal=True" if triangle else f", attn_mask=causal_lower_right({case.seq_len}, {case.kv_len})"
+    grouped = ", enable_gqa=True" if case.heads != case.kv_heads else ""
+    of_mask = {
+        "hidden": _HIDDEN,
+        "lower_right": "" if triangle else "from torch.nn.attention.bias import causal_lower_right\n",
+        "sdpa": mask,
+        "create_mask": "create_block_mask, ",
+        "block_mask": _BLOCK_MASK.format(offset=f" + {offset}" if offset else "", N=case.seq_len, M=case.kv_len),
+        "flex": ", block_mask=mask",
+    }
+    details = of_mask if case.causal else dict.fromkeys(of_mask, "")
+    return details | {name: details[name] + grouped for name in ("sdpa", "flex")}
+
+
+def _import(where: str) -> str:
+    """Lines that import a user's function, the last of them up to its call."""
+    place, _, function = where.rpartition(":")
+    folder, _, file = place.rpartition("/")
+    module = file.removesuffix(".py") if place.endswith(".py") else place
+    on_path = f"import sys\n\nsys.path.insert(0, {folder!r})\n" if module != place and folder else ""
+    if all(part.isidentifier() for part in module.split(".")):
+        return f"{on_path}from {module} import {function.partition('.')[0]}\n\nout = {function}"
+    return f"{on_path}from importlib import import_module\n\nout = import_module({module!r}).{function}"
