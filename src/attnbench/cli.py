@@ -231,9 +231,8 @@ def doctor(as_json: bool) -> None:
 @click.option("--format", metavar="|".join(comparison.FORMATS), default="markdown", help="Default: markdown.")
 def compare_runs(before: Path, after: Path, threshold: str | None, format: str) -> int:
     """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A."""
-    least = parse_threshold(threshold) if threshold is not None else None
     a, b = load(before), load(after)
-    found = compare(a, b, default_threshold(a) if least is None else least)
+    found = compare(a, b, default_threshold(a) if threshold is None else parse_threshold(threshold))
     _print(comparison.render(found, format), newline=False)
     _print(f"\n{comparison.headline(found)}", to="stderr")
     return found.exit_code

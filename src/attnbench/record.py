@@ -18,6 +18,9 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 FAILURES: tuple[Status, ...] = ("incorrect", "crash", "error")
 """Statuses that mean something is broken, and not just that a case is too large or not for this backend."""
 
+PASSES = ("forward", "backward", "forward_backward")
+"""What is timed, as it stands in the names of fields: `forward_ms`, `backward_noise`, `forward_backward_samples_ms`."""
+
 Phase = Literal["setup", "forward", "backward"]
 
 
@@ -125,6 +128,11 @@ class Record:
     def outcome(self) -> str:
         """The status as tables show it: `ok`, `oom(forward)`."""
         return f"{self.status}({self.phase})" if self.status == "oom" and self.phase else self.status
+
+    @property
+    def kept_windows(self) -> list[Mapping[str, Any]]:
+        """The windows that gave the samples, without those that were discarded."""
+        return [window for window in self.windows if "discarded" not in window]
 
     @property
     def peak_MiB(self) -> float | None:

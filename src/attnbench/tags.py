@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from attnbench.clock_events import DISTURBING
 from attnbench.noise import MIN_SAMPLES, RELATIVE_ERROR, relative_error
-from attnbench.record import Record
-
-PASSES = ("forward", "backward", "forward_backward")
+from attnbench.record import PASSES, Record
 
 NOISY = 0.02
 """Relative uncertainty of a median from which it is called noisy, however many samples there are."""
@@ -46,23 +44,15 @@ def _launch_bound(record: Record) -> bool:
         (record.call_backward_ms, record.device_backward_ms),
     )
     waits = any(call and device and call > HOST_BOUND * device for call, device in pairs)
-    return waits or any("starved" in window for window in _kept(record))
-
-
-def _kept(record: Record) -> list[dict[str, object]]:
-    return [dict(window) for window in record.windows if "discarded" not in window]
+    return waits or any("starved" in window for window in record.kept_windows)
 
 
 def _throttled(record: Record) -> bool:
-    return any(
-        DISTURBING & set(window.get("clock_events", ())) for window in record.windows if "discarded" not in window
-    )
+    return any(DISTURBING & set(window.get("clock_events", ())) for window in record.kept_windows)
 
 
 def _clock_moved(record: Record) -> bool:
-    clocks = [
-        window["sm_clock_MHz"] for window in record.windows if "sm_clock_MHz" in window and "discarded" not in window
-    ]
+    clocks = [window["sm_clock_MHz"] for window in record.kept_windows if "sm_clock_MHz" in window]
     return bool(clocks) and max(clocks) > (1 + CLOCK_MOVED) * min(clocks)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from attnbench import machine
 from attnbench.errors import RequestError
 from attnbench.noise import relative_error
+from attnbench.record import PASSES as TIMES
 from attnbench.record import Record
 from attnbench.store import Run
 
@@ -26,10 +27,7 @@ DEFAULT_THRESHOLD = {"cuda": 0.02, "cpu": 0.1}
 """By device. A shared CPU drifts by as much from one run to the next, and neither run can tell."""
 
 PASSES = ("forward", "backward")
-"""Passes that a verdict is given on."""
-
-TIMES = (*PASSES, "forward_backward")
-"""Passes that are compared. A whole step is both passes over again, and gets no verdict of its own."""
+"""Passes that a verdict is given on. A whole step is both over again: it is compared, and not judged."""
 
 PEAKS = {"forward peak": "forward_peak_MiB", "backward peak": "backward_peak_MiB"}
 
@@ -190,7 +188,7 @@ class Comparison:
 
 def default_threshold(run: Run) -> float:
     """The least change of interest on the device of a run."""
-    return DEFAULT_THRESHOLD["cpu" if run.header.request.get("device") == "cpu" else "cuda"]
+    return DEFAULT_THRESHOLD[_kind(run.header.request["device"])]
 
 
 def parse_threshold(text: str) -> float:
@@ -250,7 +248,7 @@ def noise_of(record: Record, name: str) -> float:
     tell.
     """
     told, samples = getattr(record, f"{name}_noise"), getattr(record, f"{name}_samples_ms")
-    lone = LONE_NOISE[_kind(record)]
+    lone = LONE_NOISE[_kind(record.device)]
     if told is None:
         told = relative_error(samples) if samples else lone
     return max(told, lone / len(samples)) if samples else told
@@ -331,7 +329,7 @@ def _peak(a: Record, b: Record, what: str, threshold: float) -> Finding | None:
     before, after = getattr(a, PEAKS[what]), getattr(b, PEAKS[what])
     if before is None or after is None:
         return None
-    least = max(LEAST_MEMORY_MIB[_kind(a)], max(threshold, LEAST_MEMORY) * min(before, after))
+    least = max(LEAST_MEMORY_MIB[_kind(a.device)], max(threshold, LEAST_MEMORY) * min(before, after))
     moved = after - before
     verdict: Verdict = "same" if abs(moved) <= least else "more memory" if moved > 0 else "less memory"
     return Finding(a.cell_id, a.backend, what, before, after, verdict, ratio=after / before if before else None)
@@ -349,12 +347,12 @@ def _clock(a: Record, b: Record) -> float:
 def _resolution_ms(*records: Record) -> float:
     if any("launch_bound" in record.tags for record in records):
         return LAUNCHES_MS
-    return max(RESOLUTION_MS[_kind(record)] for record in records)
+    return max(RESOLUTION_MS[_kind(record.device)] for record in records)
 
 
-def _kind(record: Record) -> str:
+def _kind(device: str) -> str:
     """The kind of device, by which the limits above are kept: `cuda` for `cuda:1`."""
-    return "cuda" if record.device.startswith("cuda") else "cpu"
+    return device.partition(":")[0]
 
 
 def _longer(a: Record, b: Record, name: str, floor_ms: float) -> bool:

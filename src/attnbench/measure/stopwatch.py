@@ -20,8 +20,7 @@ from torch import Tensor
 from attnbench.measure.call import Grads
 from attnbench.measure.sampling import Window
 from attnbench.measure.telemetry import Monitor
-
-PASSES = ("forward", "backward", "forward_backward")
+from attnbench.record import PASSES
 
 
 class Timed(Protocol):

@@ -13,12 +13,12 @@ from attnbench.analysis.compare import (
     LEAST_MEMORY_MIB,
     PASSES,
     REGRESSIONS,
-    TIMES,
     Agreement,
     Comparison,
     Finding,
 )
 from attnbench.errors import printable, unknown
+from attnbench.record import PASSES as TIMES
 from attnbench.report.tables import WRITERS, Table, Writer
 
 FORMATS = ("markdown", "json")
