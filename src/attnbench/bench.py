@@ -72,7 +72,6 @@ class Bench:
         self.reference: Reference | None = None
         self.near_cap: dict[str, bool | None] = {}
         self.step_s: dict[str, float] = {}
-        self.compiled = False
         self.phase = "setup"
         self.accounts = Accounts()
         torch.set_num_threads(physical_cores())
@@ -196,6 +195,7 @@ class Bench:
         assert self.case is not None
         on_cpu = self.device.type == "cpu"
         with self.accounts.spending("correctness"):
+            _set_aside()
             call = self._call(backend)
             if backend.rehearsable and on_cpu:
                 rehearse(call, self._enter, backward=self.backward)
@@ -206,7 +206,6 @@ class Bench:
             step = self._step(backend, watched=on_cpu and not backend.compiles)
             errors = compare(self.case, self.reference, step.out, step.grads)
             if step.compile_ms:
-                self.compiled = True
                 _set_aside()
         fields |= {f"error_{name}": error for name, error in errors.by_name.items()}
         if errors.complaint:
@@ -303,10 +302,8 @@ class Bench:
     def _forget_compiled(self) -> None:
         """Compiles anew for each shape, and below the number of shapes at which torch.compile gives up."""
         torch._dynamo.reset()
-        if self.compiled or not gc.get_freeze_count():
-            gc.unfreeze()
-            _set_aside()
-        self.compiled = False
+        gc.unfreeze()
+        _set_aside()
         self.accounts.listen_to_the_compiler()
 
     def _call(self, backend: Backend) -> Call:
@@ -337,8 +334,8 @@ class Bench:
 def _set_aside() -> None:
     """Collects garbage, and keeps later collections from looking at what is left.
 
-    torch has hundreds of thousands of objects and compilers leave as many; to look through them before each reading of
-    the memory would take longer than most cells.
+    torch has hundreds of thousands of objects, and backends and compilers bring as many; to look through them before each
+    reading of the memory would take longer than most cells.
     """
     gc.collect()
     gc.freeze()
