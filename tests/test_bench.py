@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from attnbench import backends, bench
-from attnbench.backends import Backend
+from attnbench.backends import Attention, Backend
 from attnbench.bench import Bench, Settings
+from attnbench.case import Case
 from conftest import small
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch's compiler warns of what is not ours to mend
@@ -96,3 +98,25 @@ def test_a_slow_step_needs_no_other_to_warm_up_for_it_on_later_visits(monkeypatc
         for first in (True, False):
             at_work.visit(small().to_dict(), "eager", None, first=first, last=False, budget_s=0.01)
     assert asked == [True, False, True, True]
+
+
+@pytest.mark.usefixtures("threads")
+def test_collections_of_garbage_do_not_look_at_what_torch_and_backends_loaded() -> None:
+    def load_much(case: Case) -> Attention:
+        loaded.append([[] for _ in range(100_000)])
+        return eager.build(case)
+
+    loaded: list[list[list[Any]]] = []
+    eager = backends.load("eager")
+    gc.unfreeze()
+    at_work = Bench(SETTINGS, lambda _: None)
+    assert len(gc.get_objects()) < 10_000, "set aside at the beginning"
+    at_work.backends["eager"] = replace(eager, build=load_much)
+    for d_model in (16, 32):
+        case = small(d_model=d_model).to_dict()
+        at_work.visit(case, "eager", None, first=True, last=False, budget_s=0.01)
+        assert len(gc.get_objects()) > 100_000, "no visit has begun since"
+        at_work.visit(case, "sdpa", None, first=True, last=False, budget_s=0.01)
+        assert len(gc.get_objects()) < 10_000, "set aside before the next one is looked at"
+    loaded.clear()
+    gc.unfreeze()
