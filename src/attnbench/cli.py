@@ -22,9 +22,14 @@ from attnbench.doctor import diagnose
 from attnbench.errors import RequestError
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, presets
-from attnbench.options import grid_options, measuring_options, request_from
+from attnbench.options import case_options, grid_options, measuring_options, request_from
 from attnbench.plan import describe, make_plan
 from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render
+from attnbench.report.charts import CHARTS
+from attnbench.report.charts import PASSES as DRAWN
+from attnbench.report.figures import FORMATS as PICTURES
+from attnbench.report.figures import Figure, draw
+from attnbench.report.groups import only
 from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
@@ -71,6 +76,15 @@ def _print(text: str, *, newline: bool = True, to: str = "stdout") -> None:
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _print_bytes(document: bytes) -> None:
+    """Prints a document as it is, as `_print` does."""
+    try:
+        sys.stdout.buffer.write(document)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
@@ -184,20 +198,50 @@ def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--format", metavar="|".join(FORMATS), default="markdown", help="Default: markdown.")
+@click.option("--format", metavar="|".join((*FORMATS, *PICTURES)), default="markdown", help="Default: markdown.")
 @click.option("--layout", metavar="|".join(LAYOUTS), default="full", help="Default: full.")
+@click.option("--chart", metavar="|".join(CHARTS), help="What svg and png show.")
+@click.option("--pass", "timed", metavar="|".join(DRAWN), help="The pass that a chart is of. Default: forward.")
+@click.option(
+    "--baseline", metavar="NAME", help="What the speed-ups of a chart are over. Default: eager, or the first."
+)
 @click.option("--backend", metavar="NAME", help="Only this one.")
+@case_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file, not to standard output.")
-def report(directory: Path, format: str, layout: str, backend: str | None, out: Path | None) -> None:
-    """A run directory as a document."""
-    text = render(load(directory), format, layout, backend)
+def report(
+    directory: Path, format: str, layout: str, chart: str | None, timed: str | None, baseline: str | None,
+    backend: str | None, out: Path | None, **chosen: Any,
+) -> None:  # fmt: skip
+    """A run directory as a document, or a chart of it."""
+    figure = _figure(format, chart, timed, baseline)
+    run = only(load(directory), chosen | {"backend": backend} if figure else chosen)
+    if figure is None:
+        document = render(run, format, layout, backend).encode()
+    elif format == "png" and out is None and sys.stdout.isatty():
+        raise RequestError("a png is nothing for a terminal; give --out FILE, or send standard output elsewhere")
+    else:
+        document = draw(run, figure, format)
     if out is None:
-        _print(text, newline=False)
+        _print_bytes(document)
         return
     try:
-        out.write_text(text, "utf-8")
+        out.write_bytes(document)
     except OSError as error:
         raise RequestError(f"{out} cannot be written: {error.strerror}") from None
+
+
+def _figure(format: str, chart: str | None, timed: str | None, baseline: str | None) -> Figure | None:
+    """What to draw; None where a document is asked for."""
+    if format in PICTURES:
+        if chart is None:
+            raise RequestError(f"--format {format} needs to know what to draw: give --chart {'|'.join(CHARTS)}")
+        return Figure(chart, timed, baseline)
+    for option, value in (("--chart", chart), ("--pass", timed), ("--baseline", baseline)):
+        if value is not None:
+            raise RequestError(
+                f"{option} {value} goes with --format {' or '.join(PICTURES)}, and the format is {format}"
+            )
+    return None
 
 
 @cli.command()

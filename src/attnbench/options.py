@@ -57,6 +57,22 @@ def grid_options(command: Command) -> Command:
     return command
 
 
+def case_options(command: Command) -> Command:
+    """Which of the cells that a run has."""
+    options = [
+        click.option("--dtype", metavar="NAME", help="Only cells of this element type; likewise the options below."),
+        click.option("--precision", metavar="|".join(PRECISIONS)),
+        click.option("--causal/--no-causal", "causal", default=None),
+        *(click.option(f"--{name.replace('_', '-')}", name, type=int, metavar="N") for name in _CHOSEN),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_CHOSEN = ("batch", "heads", "kv_heads", "seq_len", "kv_len", "d_model")
+
+
 def measuring_options(command: Command) -> Command:
     """How to measure it."""
     options = [

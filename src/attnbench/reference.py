@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attnbench.case import Case
 from attnbench.inputs import Inputs
+from attnbench.tolerance import TOLERANCE
 
 STRIDE = 64
 """Rows of dq, and keys of dk and dv, out of which one is compared."""
@@ -33,16 +34,6 @@ BLOCK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 MOST_SCORES = {"cpu": 1 << 30, "cuda": 1 << 34}
 """Scores that the reference computes at the most, before it compares a sample of heads: a few seconds' work."""
-
-TOLERANCE: dict[tuple[str, str], float] = {
-    ("float64", "ieee"): 1e-12,
-    ("float32", "ieee"): 3e-5,
-    ("float32", "tf32"): 1e-2,
-    ("float16", "ieee"): 1e-2,
-    ("bfloat16", "ieee"): 6e-2,
-}
-"""Largest `row_error` that passes, by dtype and precision: a few times what right implementations show
-(docs/method.md has the measurements), and well under 1, which is what a row of garbage shows."""
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from attnbench.case import Case
 from attnbench.families import family
 from attnbench.record import Record
+from attnbench.report.groups import GROUPED_BY, groups
 from attnbench.report.preface import machine, summary
 from attnbench.report.tables import Table, Writer, pivot
 from attnbench.store import Run
 
 BASELINE = "eager"
-
-GROUPED_BY = [name for name in Case.__dataclass_fields__ if name not in ("seq_len", "kv_len", "d_model")]
-"""Fields of a case whose every combination has a section of its own; tables are over the others."""
 
 KERNELS = ("kernels_forward", "kernels_backward")
 
@@ -33,7 +29,7 @@ def document(run: Run, writer: Writer) -> str:
     order = {name: index for index, name in enumerate(run.header.request["backends"])}
     ordered = sorted(run.records, key=lambda record: order.get(record.backend, len(order)))
     parts = [writer.heading("Attention benchmark", 1), *machine(run, writer), *summary(run, writer)]
-    for name, records in _groups(ordered):
+    for name, records in groups(ordered).items():
         parts.append(writer.heading(name, 2))
         parts += _fastest(records, writer)
         parts += [writer.heading("Cells", 3), writer.table(_cells(records))]
@@ -45,22 +41,6 @@ def document(run: Run, writer: Writer) -> str:
         parts += _pivots(records, writer)
         parts += _kernels(records, writer)
     return "\n\n".join(parts) + "\n"
-
-
-def _groups(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
-    def key(record: Record) -> tuple[str, ...]:
-        own_length = "" if record.kv_len == record.seq_len else str(record.kv_len)
-        return (*(str(getattr(record, name)) for name in GROUPED_BY), own_length)
-
-    for _, found in groupby(sorted(records, key=key), key=key):
-        group = list(found)
-        case = group[0].case
-        heads = f"{case.heads} heads" if case.heads > 1 else "1 head"
-        shared = f", {case.kv_heads} of keys" if case.kv_heads != case.heads else ""
-        precision = f" ({case.precision})" if case.dtype == "float32" else ""
-        length = f", {case.kv_len} keys" if case.kv_len != case.seq_len else ""
-        mask = "causal" if case.causal else "no mask"
-        yield f"{case.dtype}{precision}, batch {case.batch}, {heads}{shared}{length}, {mask}", group
 
 
 def _by_backend(records: Sequence[Record]) -> dict[str, list[Record]]:

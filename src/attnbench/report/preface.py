@@ -14,6 +14,11 @@ from attnbench.tags import TAGS
 
 
 def machine(run: Run, writer: Writer) -> list[str]:
+    return [writer.heading("Machine", 2), writer.table(Table(["what", "value"], facts_of(run)))]
+
+
+def facts_of(run: Run) -> list[tuple[str, Any]]:
+    """What the numbers were taken on and how, each by its name; what is not known is left out."""
     header, facts = run.header, run.header.machine
     software = facts.get("software") or {}
     rows: list[tuple[str, Any]] = [
@@ -30,7 +35,7 @@ def machine(run: Run, writer: Writer) -> list[str]:
         ("wall time, s", _seconds(header)),
         ("attnbench", header.attnbench),
     ]
-    return [writer.heading("Machine", 2), writer.table(Table(["what", "value"], [row for row in rows if row[1]]))]
+    return [row for row in rows if row[1]]
 
 
 def _ceilings(header: Header) -> str | None:
