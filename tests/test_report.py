@@ -12,7 +12,8 @@ import pytest
 from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.record import Record
-from attnbench.report import FORMATS, render
+from attnbench.report import FORMATS, full, render
+from attnbench.report.tables import WRITERS
 from attnbench.result import Result
 from attnbench.store import Header
 from conftest import DATA, record, small
@@ -202,9 +203,10 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_html_is_a_page_of_its_own_with_what_users_wrote_escaped() -> None:
+def test_tables_in_html_are_a_page_of_its_own_with_what_users_wrote_escaped() -> None:
+    run = result([*sweep(), record(backend="<script>.py:f", status="error", reason="a < b & c")])
     page = Page()
-    page.feed(render(result([*sweep(), record(backend="<script>.py:f", status="error", reason="a < b & c")]), "html"))
+    page.feed(WRITERS["html"].page(full.document(run, WRITERS["html"])))
     page.close()
     assert not page.open
     assert not page.fetched

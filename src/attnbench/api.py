@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset
 from attnbench.plan import Plan, make_plan
 from attnbench.progress import Display, display
-from attnbench.report import check_layout, render
+from attnbench.report import check_layout, documents
 from attnbench.request import DEFAULT_BUDGET_S, DEFAULT_TIMEOUT_S, Request, expand_backends, parse_device
 from attnbench.result import Result, load
 from attnbench.runner import sweep
@@ -252,6 +253,9 @@ def _carry_out(request: Request, open_store: Callable[[Plan], tuple[Store, float
                 raise Interrupted(store.directory, len(store.records), len(plan.cells)) from None
             note_seconds()
             result = Result(store.directory, store.header, store.records)
-            for name, kind in (("report.md", "markdown"), ("report.html", "html")):
-                store.write(name, render(result, kind, layout))
+            written, missing = documents(result, layout)
+            for name, text in written.items():
+                store.write(name, text)
+            if missing and not quiet:
+                print(f"attnbench: report.html holds tables alone: {missing}", file=sys.stderr)  # noqa: T201
     return result

@@ -14,6 +14,13 @@ class RequestError(ValueError):
     """
 
 
+class MissingLibrary(RequestError):
+    """A library of an optional extra is not installed; the message has the command that installs it."""
+
+    def __init__(self, what: str, library: str | None, extra: str) -> None:
+        super().__init__(f"{what} needs {library}; install it by: pip install 'attnbench[{extra}]'")
+
+
 def printable(text: str) -> str:
     """`text` on one line, without control characters and other code points that cannot be written or shown."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

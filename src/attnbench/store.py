@@ -144,7 +144,7 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(directory / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             _lock(descriptor, directory)
-            _write_whole(directory / HEADER, _to_json(header))
+            write_whole(directory / HEADER, _to_json(header))
         except (OSError, ValueError) as error:
             if isinstance(error, RequestError):
                 raise
@@ -206,7 +206,7 @@ class Store:
     def write(self, name: str, text: str) -> None:
         """A document beside the records. Raises `DiskFull` where it cannot be written."""
         try:
-            _write_whole(self.directory / name, text)
+            write_whole(self.directory / name, text)
         except OSError as error:
             raise DiskFull(f"{self.directory / name} cannot be written: {error.strerror or error}") from None
 
@@ -243,7 +243,7 @@ def _to_json(header: Header) -> str:
     return json.dumps(header.__dict__, indent=2) + "\n"
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill in the middle, finds the old one or the new one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

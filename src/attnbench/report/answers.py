@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from attnbench.analysis.recommend import PASSES, SEED_PASSES, Wish, recommend
+from attnbench.analysis.recommend import PASSES, Wish, recommend
 from attnbench.errors import RequestError
 from attnbench.record import Record
 from attnbench.report.groups import groups
@@ -37,15 +37,23 @@ class Answer:
 
 
 def answers(run: Run) -> list[Answer]:
-    """One for each group, shape and pass that the run timed."""
-    passes = SEED_PASSES if run.header.request.get("protocol") == "seed" else PASSES
-    timed = [name for name, one in passes.items() if any(one.ms(record) for record in run.records)]
+    """One for each group, shape and pass that the run timed.
+
+    Under the seed's protocol what it calls backward is a whole step, and keeps that name here.
+    """
+    passes = {name: name for name in PASSES}
+    if run.header.request.get("protocol") == "seed":
+        passes = {"forward": "forward", "step": "backward"}
     return [
-        _answer(run, group, shape, own, what)
+        _answer(run, group, shape, own, what, name)
         for group, records in groups(run.records).items()
         for shape, own in _shapes(records).items()
-        for what in timed
+        for what, name in passes.items()
+        if any(getattr(record, f"{_TIMED[name]}_ms") for record in run.records)
     ]
+
+
+_TIMED = {name: one.time for name, one in PASSES.items()}
 
 
 def _shapes(records: Sequence[Record]) -> dict[tuple[int, int], list[Record]]:
@@ -55,17 +63,17 @@ def _shapes(records: Sequence[Record]) -> dict[tuple[int, int], list[Record]]:
     return found
 
 
-def _answer(run: Run, group: str, shape: tuple[int, int], records: list[Record], what: str) -> Answer:
+def _answer(run: Run, group: str, shape: tuple[int, int], records: list[Record], what: str, name: str) -> Answer:
     try:
         told = recommend(replace(run, records=records), Wish(what=what))
     except RequestError:  # no backend was right
-        return Answer(group, *shape, what)
+        return Answer(group, *shape, name)
     first, second = told.winner, told.runner_up
     tied = [one.backend for one in told.candidates[1:] if told.too_close(one)]
     return Answer(
         group,
         *shape,
-        what,
+        name,
         first.backend,
         first.ms,
         first.noise,

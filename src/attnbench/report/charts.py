@@ -10,57 +10,36 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.errors import RequestError
+from attnbench.errors import MissingLibrary
 from attnbench.record import Record
+from attnbench.report.themes import COLOURS, DASHES, NEUTRAL, SHAPES
 
-PASSES = ("forward", "backward")
+PASSES = {"forward": "forward", "backward": "backward", "step": "forward_backward"}
+"""What a chart can be of, and the name by which a record keeps its times."""
+
 DATA = "cells"
-
-_FIELDS = (
-    *("backend", "seq_len", "d_model", "status", "outcome"),
-    *(f"{name}{what}" for name in PASSES for what in ("_ms", "_iqr_ms", "_noise", "_peak_MiB")),
-    *(f"{what}_{name}{unit}" for name in PASSES for what, unit in (("floor", "_ms"), ("limit", ""))),
-)
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Colours that differ without colour vision (Okabe and Ito), without the yellow and the black that a background hides."""
-
-DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (12, 3))
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left")
-"""Backend i has colour i and shape i, each going round, and another dash each time the colours have gone round."""
-
-_NEUTRAL = "#7a828e"
-
-
-@dataclass(frozen=True)
-class Palette:
-    """The colours of a background and of what is written on it; None lets through what lies behind."""
-
-    background: str | None
-    text: str
-    muted: str
-    grid: str
-    ramp: tuple[str, ...]
-    on_ramp: tuple[str, str]
-
-
-_BLUES = ("#eef4fa", "#bcd7ee", "#74b0dc", "#1f6fb0", "#0a3f73")
-_BLUES_ON_DARK = ("#1a2430", "#1d4164", "#20609a", "#5aa9e0", "#c4e3fb")
-
-THEMES = {
-    "paper": Palette("white", "#1b1f24", "#59636e", "#e3e6ea", _BLUES, ("#1b1f24", "#ffffff")),
-    "light": Palette(None, "#1b1f24", "#59636e", "#e6e9ed", _BLUES, ("#1b1f24", "#ffffff")),
-    "dark": Palette(None, "#e6e9ed", "#9aa4b0", "#2d333b", _BLUES_ON_DARK, ("#e6e9ed", "#0b0f14")),
-}
-"""`ramp` shows small to large; what is written on its two ends is `on_ramp`."""
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """What charts read of records; a peak of the backward is that of the whole step."""
-    found = [{name: getattr(record, name) for name in _FIELDS} for record in records]
-    for row, record in zip(found, records, strict=True):
-        row["backward_peak_MiB"] = record.peak_MiB
-    return found
+    """What charts read of records: of each pass its time, spread, noise, peak, floor and fraction of the limit."""
+    return [_row(record) for record in records]
+
+
+def _row(record: Record) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        name: getattr(record, name) for name in ("backend", "seq_len", "d_model", "status", "outcome")
+    }
+    floors = {"forward": record.floor_forward_ms, "backward": record.floor_backward_ms}
+    both = None if None in floors.values() else sum(floor or 0.0 for floor in floors.values())
+    for name, time in PASSES.items():
+        floor, ms = floors.get(name, both), getattr(record, f"{time}_ms")
+        row |= {f"{name}_{what}": getattr(record, f"{time}_{what}") for what in ("ms", "iqr_ms", "noise")}
+        row[f"{name}_peak_MiB"] = record.forward_peak_MiB if name == "forward" else record.peak_MiB
+        row[f"floor_{name}_ms"] = floor
+        row[f"limit_{name}"] = (
+            getattr(record, f"limit_{name}") if name in floors else floor / ms if floor and ms else None
+        )
+    return row
 
 
 @dataclass(frozen=True)
@@ -83,41 +62,15 @@ def spec(chart: str, subject: Subject, *, timed: str = "forward", baseline: str 
     """A chart's Vega-Lite, which reads the data set `cells`.
 
     Raises:
-        RequestError: altair is not installed.
+        MissingLibrary: altair is not installed.
     """
     try:
         import altair as alt
     except ImportError:
-        raise RequestError("charts need altair; install it by: pip install 'attnbench[report]'") from None
+        raise MissingLibrary("a chart", "altair", "report") from None
     made = CHARTS[chart].make(_Maker(alt, subject))
     made = made.add_params(alt.param(name="timed", value=timed), alt.param(name="baseline", value=baseline or ""))
     return made.to_dict()
-
-
-def config(theme: str) -> dict[str, Any]:
-    """Vega-Lite's `config` for a background: small type, thin lines, no frame."""
-    palette = THEMES[theme]
-    type_ = {"labelFont": _FONT, "titleFont": _FONT, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500}
-    return {
-        "background": palette.background,
-        "font": _FONT,
-        "view": {"stroke": None},
-        "axis": type_ | {"labelColor": palette.muted, "titleColor": palette.text, "gridColor": palette.grid,
-                 "domainColor": palette.grid, "tickColor": palette.grid, "tickSize": 4, "labelPadding": 4, "titlePadding": 8},
-        "legend": type_ | {"labelColor": palette.text, "symbolSize": 70, "symbolStrokeWidth": 2, "labelLimit": 260},
-        "header": type_ | {"labelColor": palette.text, "labelFontWeight": 600, "labelFontSize": 12, "labelPadding": 6},
-        "title": {"color": palette.text, "subtitleColor": palette.muted, "font": _FONT, "subtitleFont": _FONT,
-                  "anchor": "start", "fontSize": 14, "fontWeight": 600, "subtitleFontSize": 12, "offset": 14},
-        "range": {"heatmap": list(palette.ramp), "ordinal": list(palette.ramp)},
-        "style": {
-            name: {"color": colour, "fill": colour}
-            for name, colour in (("muted", palette.muted), ("small", palette.on_ramp[0]), ("large", palette.on_ramp[1]))
-        },
-        "text": {"font": _FONT, "fontSize": 10},
-    }  # fmt: skip
-
-
-_FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 
 
 class _Maker:
@@ -137,7 +90,7 @@ class _Maker:
             .transform_aggregate(floor="min(floor)", groupby=["seq_len", "d_model"])
             .encode(x=self._length(), y=alt.Y("floor:Q", title="ms"))
         )
-        line = floor.mark_line(color=_NEUTRAL, strokeDash=[3, 3], strokeWidth=1.5)
+        line = floor.mark_line(color=NEUTRAL, strokeDash=[3, 3], strokeWidth=1.5)
         first = floor.transform_joinaggregate(first="min(seq_len)", groupby=["d_model"])
         first = first.transform_filter("datum.seq_len == datum.first")
         label = first.mark_text(text="floor", style="muted", align="left", dx=8, dy=8, fontStyle="italic")
@@ -157,7 +110,7 @@ class _Maker:
             .transform_calculate(low="datum.speedup / (1 + datum.error)", high="datum.speedup * (1 + datum.error)")
         )
         title = "times as fast as the baseline"
-        even = self._once().mark_rule(color=_NEUTRAL, strokeDash=[3, 3], strokeWidth=1.5).encode(y=alt.datum(1))
+        even = self._once().mark_rule(color=NEUTRAL, strokeDash=[3, 3], strokeWidth=1.5).encode(y=alt.datum(1))
         return self._panels(even, *self._marks(ratios, "speedup", title, base=2))
 
     def memory(self) -> Any:
@@ -188,7 +141,7 @@ class _Maker:
         layers = [*self._marks(peaks, "value", title, bars=False), stopped]
         if capacity:
             device = self._once().encode(y=alt.Y(datum=capacity, title=title))
-            rule = device.mark_rule(color=_NEUTRAL, strokeWidth=1.5)
+            rule = device.mark_rule(color=NEUTRAL, strokeWidth=1.5)
             said = f"the device: {capacity / 1024:.4g} GiB"
             layers = [
                 rule,
@@ -313,7 +266,7 @@ class _Maker:
         return self.alt.Facet("d_model:N", sort="ascending", header=header)
 
     def _table(self, layers: list[Any], x: Any, width: int) -> Any:
-        y = self.alt.Y("backend:N", sort=list(self.subject.backends), title=None)
+        y = self.alt.Y("backend:N", title=None).scale(domain=list(self.subject.backends))
         layered = self.alt.layer(*(layer.encode(x=x, y=y) for layer in layers))
         return layered.properties(data=self.alt.NamedData(DATA), width={"step": width}, height={"step": 24})
 

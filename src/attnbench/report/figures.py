@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.errors import RequestError, unknown
-from attnbench.report.charts import CHARTS, DATA, PASSES, Subject, config, rows, spec
+from attnbench.errors import MissingLibrary, RequestError, unknown
+from attnbench.report.charts import CHARTS, DATA, PASSES, Subject, rows, spec
 from attnbench.report.full import BASELINE
 from attnbench.report.groups import groups, options_between
+from attnbench.report.themes import config
 from attnbench.store import Header, Run
 
 FORMATS = ("svg", "png")
@@ -111,9 +112,7 @@ def _convert(drawing: dict[str, Any], format: str) -> bytes:  # noqa: A002
     try:
         import vl_convert
     except ImportError:
-        raise RequestError(
-            f"--format {format} needs vl-convert-python; install it by: pip install 'attnbench[report]'"
-        ) from None
+        raise MissingLibrary(f"--format {format}", "vl-convert-python", "report") from None
     if format == "svg":
         return vl_convert.vegalite_to_svg(drawing, vl_version=vegalite_version()).encode()
     return vl_convert.vegalite_to_png(drawing, vl_version=vegalite_version(), scale=_PNG_SCALE)

@@ -70,16 +70,20 @@ def _seconds(header: Header) -> str | None:
 def summary(run: Run, writer: Writer) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(run.counts.items())) or "none"
     parts = [writer.text(f"{len(run.records)} of {run.header.cells} cells: {counts}.")]
-    told: dict[tuple[str, str, str], list[Record]] = {}
-    for record in run.records:
-        if record.status in (*FAILURES, "unsupported"):
-            alike = re.sub(r"[0-9][0-9.e+-]*", "#", record.reason or "")  # the same complaint with other numbers
-            told.setdefault((record.backend, record.outcome, alike), []).append(record)
-    if told:
-        rows = [[backend, outcome, found[-1].reason, len(found)] for (backend, outcome, _), found in told.items()]
-        parts.append(writer.table(Table(["backend", "status", "reason, such as", "cells"], rows)))
+    if told := troubles_of(run):
+        parts.append(writer.table(Table(["backend", "status", "reason, such as", "cells"], told)))
     seen = Counter(tag for record in run.records for tag in record.tags)
     if seen:
         rows = [[name, TAGS[name].about if name in TAGS else None, count] for name, count in seen.most_common()]
         parts.append(writer.table(Table(["tag", "what it means", "cells"], rows)))
     return parts
+
+
+def troubles_of(run: Run) -> list[tuple[str, str, str | None, int]]:
+    """Backend, status, reason and number of the cells that are broken or were refused, a line for each complaint."""
+    told: dict[tuple[str, str, str], list[Record]] = {}
+    for record in run.records:
+        if record.status in (*FAILURES, "unsupported"):
+            alike = re.sub(r"[0-9][0-9.e+-]*", "#", record.reason or "")  # the same complaint with other numbers
+            told.setdefault((record.backend, record.outcome, alike), []).append(record)
+    return [(backend, outcome, found[-1].reason, len(found)) for (backend, outcome, _), found in told.items()]
