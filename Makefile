@@ -9,24 +9,34 @@ ifeq ($(shell command -v nvidia-smi),)
 ARGS ?= --backend naive --backend eager --backend sdpa --backend sdpa-flash
 endif
 
-.PHONY: run test clean
+# The browser tests need one of these; as root, or with sudo, on Debian it is installed where there is none
+BROWSERS := chromium chromium-browser google-chrome
+SUDO     := $(if $(filter-out 0,$(shell id -u)),sudo --non-interactive)
+
+.PHONY: run test browser clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/attnbench run $(ARGS)
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,report]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,report,dev]'
 	@touch $@ $(VENV)/run.stamp
+
+browser:
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	  command -v apt-get >/dev/null && $(SUDO) apt-get update --quiet && \
+	  $(SUDO) apt-get install --quiet --yes --no-install-recommends chromium || \
+	  echo "the browser tests need one of $(BROWSERS): install one" >&2
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -13,6 +13,8 @@ OUTSIDE = [
     "attnbench.api",
     "attnbench.runner",
     "attnbench.report",
+    "attnbench.report.charts",
+    "attnbench.report.html",
     "attnbench.plan",
     "attnbench.store",
     "attnbench.tags",
@@ -39,6 +41,25 @@ def test_it_loads_no_torch(module: str) -> None:
 @pytest.mark.parametrize("module", INSIDE)
 def test_the_test_above_can_fail(module: str) -> None:
     assert loads_torch(module)
+
+
+HEAVY = {"altair", "vl_convert", "jinja2", "pandas", "scipy", "duckdb"}
+
+
+def loaded_of(modules: set[str], code: str) -> set[str]:
+    code = f"import sys\n{code}\nprint(*sorted({modules!r} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(told.stdout.split())
+
+
+def test_libraries_for_reports_are_loaded_only_where_they_are_used() -> None:
+    assert not loaded_of(HEAVY, "import attnbench.cli, attnbench.report.html, attnbench.report.figures")
+
+
+def test_that_test_can_fail() -> None:
+    assert "altair" in loaded_of(
+        HEAVY, "from attnbench.report.charts import Subject, spec; spec('time', Subject.of([], [], None))"
+    )
 
 
 def test_the_public_names_are_sorted_and_there() -> None:

@@ -23,6 +23,11 @@ from attnbench.request import Request
 from synthetic import HOSTILE, case_of, failed, large_run, made, run_of, small_run
 
 
+@pytest.fixture(scope="module")
+def small() -> str:
+    return page(small_run())
+
+
 def cells_of(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(data["fields"], row, strict=True)) for row in data["cells"]]
 
@@ -33,8 +38,8 @@ def embedded(text: str) -> dict[str, Any]:
     return json.loads(match[1])
 
 
-def test_nothing_that_a_user_named_ends_a_script_or_begins_an_element() -> None:
-    text = page(small_run())
+def test_nothing_that_a_user_named_ends_a_script_or_begins_an_element(small: str) -> None:
+    text = small
     assert HOSTILE not in text
     assert "<img" not in text
     assert text.count("<script") == text.count("</script>") == 3
@@ -43,9 +48,8 @@ def test_nothing_that_a_user_named_ends_a_script_or_begins_an_element() -> None:
     assert json.loads(script_json({"a": HOSTILE})) == {"a": HOSTILE}
 
 
-def test_nothing_is_fetched() -> None:
-    text = page(small_run())
-    before_data = text[: text.index('id="data"')]
+def test_nothing_is_fetched(small: str) -> None:
+    before_data = small[: small.index('id="data"')]
     links = re.findall(r'(?:src|href)="([^"]*)"', before_data)
     assert links
     assert all(link.startswith(("#", "data:")) for link in links)
@@ -53,9 +57,9 @@ def test_nothing_is_fetched() -> None:
     assert not re.search(r"@import|url\(", before_data)
 
 
-def test_every_record_is_there_with_its_numbers() -> None:
+def test_every_record_is_there_with_its_numbers(small: str) -> None:
     run = small_run()
-    cells = {cell["cell_id"]: cell for cell in cells_of(embedded(page(run)))}
+    cells = {cell["cell_id"]: cell for cell in cells_of(embedded(small))}
     assert len(cells) == len(run.records) == 64
     for record in run.records:
         cell = cells[record.cell_id]
@@ -148,10 +152,10 @@ def test_without_the_libraries_a_run_still_leaves_its_tables(library: str, monke
     assert "How far each got" in written["report.md"]
 
 
-def test_with_the_libraries_it_leaves_the_page() -> None:
+def test_with_the_libraries_it_leaves_the_page(small: str) -> None:
     written, missing = documents(small_run(), "full")
     assert missing is None
-    assert written["report.html"] == render(small_run(), "html")
+    assert written["report.html"] == small
     assert "<table" in documents(run_of(small_run().records[:1]), "seed")[0]["report.html"]
 
 

@@ -87,6 +87,8 @@ async function draw(figure) {
   const name = figure.dataset.chart;
   const place = figure.querySelector(".chart");
   figure.dataset.drawn = "busy";
+  const turn = (figure.turn || 0) + 1;
+  figure.turn = turn;
   figure.view?.finalize();
   figure.view = null;
   const spec = fitted(name, place.clientWidth);
@@ -94,10 +96,16 @@ async function draw(figure) {
   if (empty) {
     place.replaceChildren(h("p.note", {}, empty));
   } else {
-    const inside = h("div", { role: "img", "aria-label": `${figure.querySelector("h3").textContent}: ${RUN.groups[state.group]}, ${state.pass}. The table of cells holds the numbers.` });
-    place.replaceChildren(inside);
+    const inside = h("div", { "aria-hidden": "true" });
+    const label = `${figure.querySelector("h3").textContent}: ${RUN.groups[state.group]}, ${state.pass}. The table of cells holds the numbers.`;
+    place.replaceChildren(h("div", { role: "img", "aria-label": label }, inside));
     const { view } = await vegaEmbed()(inside, spec, { renderer: "svg", actions: false, defaultStyle: false, tooltip, logLevel: 1 });
+    if (figure.turn !== turn) { view.finalize(); return; } // something else was chosen meanwhile
     figure.view = view;
+  }
+  const scrolls = place.scrollWidth > place.clientWidth;
+  for (const [attribute, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", figure.querySelector("h3").textContent]]) {
+    if (scrolls) place.setAttribute(attribute, value); else place.removeAttribute(attribute);
   }
   figure.dataset.drawn = "yes";
 }

@@ -68,7 +68,7 @@ function errors(cell) {
     const share = error / cell.tolerance;
     return [name, error.toExponential(2), h(share > 1 ? "span.bad" : "span", {}, `${percent(share, 2)} of the tolerance`)];
   });
-  return rows.length ? [table(["", "error", "share"], rows), h("p.note", {}, `Relative to float64, of the worst row; the tolerance is ${cell.tolerance}.`)] : null;
+  return rows.length ? [table(["of", "error", "share"], rows), h("p.note", {}, `Relative to float64, of the worst row; the tolerance is ${cell.tolerance}.`)] : null;
 }
 
 function memory(cell) {
