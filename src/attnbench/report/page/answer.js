@@ -42,7 +42,7 @@ function matrix(told) {
   const rows = ascending(told.map((one) => one.seq_len)).map((length) => [
     length.toLocaleString("en-US"), ...widths.map((width) => verdict(shapes.get(`${length} ${width}`))),
   ]);
-  return table(["seq_len", ...widths.map((width) => `d_model ${width}`)], rows, { class: "matrix" });
+  return table(["seq_len", ...widths.map((width) => `d_model ${width}`)], rows, { class: "matrix", style: `--columns: ${widths.length}` });
 }
 
 function verdict(one) {

@@ -38,7 +38,7 @@ function fitted(name, width) {
   const spec = adapted(structuredClone(RUN.charts[name]), RUN.backends.filter((one) => cells.some((cell) => cell.backend === one)));
   const lengths = new Set(ofGroup().map((cell) => cell.seq_len)).size || 1;
   if (name === "frontier") {
-    spec.width = { step: Math.max(110, Math.min(220, (width - 130) / panelsOf())) };
+    spec.width = { step: Math.max(110, Math.min(300, (width - 130) / panelsOf())) };
   } else if (name === "limit") {
     spec.columns = columns(Math.floor((width - 120) / (lengths * 40 + 20)));
     spec.spec.width = { step: Math.max(36, Math.min(64, (width - 125 - 20 * spec.columns) / (spec.columns * lengths))) };
@@ -83,6 +83,16 @@ function nothingIn(name, rows) {
   return null;
 }
 
+/** Keeps about as much room as a chart will take, so that what lies below stays where it is when the chart is drawn. */
+function reserve(figure) {
+  const place = figure.querySelector(".chart");
+  const spec = fitted(figure.dataset.chart, place.clientWidth);
+  const rows = Math.ceil(panelsOf() / (spec.columns || panelsOf()));
+  const backends = new Set(spec.datasets.cells.map((row) => row.backend)).size;
+  const row = spec.spec?.height > 0 ? spec.spec.height + 70 : 24 * backends + 36;
+  place.style.minHeight = `${rows * row + 24}px`;
+}
+
 async function draw(figure) {
   const name = figure.dataset.chart;
   const place = figure.querySelector(".chart");
@@ -107,6 +117,7 @@ async function draw(figure) {
   for (const [attribute, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", figure.querySelector("h3").textContent]]) {
     if (scrolls) place.setAttribute(attribute, value); else place.removeAttribute(attribute);
   }
+  place.style.minHeight = "";
   figure.dataset.drawn = "yes";
 }
 
@@ -117,6 +128,7 @@ const inView = new Set();
 function redraw(which = figures) {
   for (const figure of which) {
     delete figure.dataset.drawn;
+    reserve(figure);
     if (inView.has(figure)) draw(figure);
   }
 }
@@ -134,6 +146,7 @@ function setUpCharts() {
       if (isIntersecting && !target.dataset.drawn) draw(target);
     }
   }, { rootMargin: "200px" });
+  figures.forEach(reserve);
   figures.forEach((figure) => observer.observe(figure));
   let width = innerWidth;
   let waiting;
