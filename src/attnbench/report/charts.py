@@ -290,10 +290,32 @@ class Chart:
 
 
 CHARTS = {
-    "time": Chart("Time", "Median ms by seq_len, both logarithmic; bars are the uncertainty of the median.", "{}_ms", _Maker.time),
-    "speedup": Chart("Speed-up", "The baseline's time over each backend's, where both are right.", "{}_ms", _Maker.speedup),
-    "memory": Chart("Memory", "Peak MiB by seq_len; a cross is the first length that ran out of memory.", "{}_peak_MiB", _Maker.memory),
-    "limit": Chart("Fraction of the limit", "The floor over the measured time.", "limit_{}", _Maker.limit),
-    "frontier": Chart("How far each got", "The largest seq_len that ran, and what stopped the next.", "outcome", _Maker.frontier),
-}  # fmt: skip
+    "time": Chart(
+        "Time",
+        "Median ms by seq_len, both logarithmic. Bars are the uncertainty of the median, the dashed line the hardware's floor.",
+        "{}_ms",
+        _Maker.time,
+    ),
+    "speedup": Chart(
+        "Speed-up", "The baseline's time over each backend's, where both are right.", "{}_ms", _Maker.speedup
+    ),
+    "memory": Chart(
+        "Memory",
+        "Peak MiB by seq_len, and what the device has. A cross is the first length that ran out of memory.",
+        "{}_peak_MiB",
+        _Maker.memory,
+    ),
+    "limit": Chart(
+        "Fraction of the limit",
+        "The floor over the measured time: 100 % is all that this machine can do.",
+        "limit_{}",
+        _Maker.limit,
+    ),
+    "frontier": Chart(
+        "How far each got",
+        "The largest seq_len that ran, by d_model, and what stopped the next.",
+        "outcome",
+        _Maker.frontier,
+    ),
+}
 """Every chart by its name on the command line."""

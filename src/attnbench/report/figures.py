@@ -55,9 +55,10 @@ def draw(run: Run, figure: Figure, format: str) -> bytes:  # noqa: A002
         )
     ((group, records),) = found.items()
     subject = Subject.of(records, run.header.request["backends"], capacity_MiB(run.header))
-    drawing = spec(figure.chart, subject, timed=figure.timed or "forward", baseline=_baseline(run, figure, subject))
+    baseline = _baseline(run, figure, subject)
+    drawing = spec(figure.chart, subject, timed=figure.timed or "forward", baseline=baseline)
     drawing |= {
-        "title": _title(figure, device(run.header), group),
+        "title": _title(figure, baseline, device(run.header), group),
         "config": config("paper"),
         "datasets": {DATA: rows(records)},
     }
@@ -102,10 +103,11 @@ def _baseline(run: Run, figure: Figure, subject: Subject) -> str:
     return name
 
 
-def _title(figure: Figure, device: str, group: str) -> dict[str, Any]:
+def _title(figure: Figure, baseline: str, device: str, group: str) -> dict[str, Any]:
     chart = CHARTS[figure.chart]
-    title = f"{chart.title}, {figure.timed or 'forward'}" if chart.of_a_pass else chart.title
-    return {"text": title, "subtitle": f"{device}, {group}"}
+    over = f" over {baseline}" if figure.chart == "speedup" else ""
+    timed = f", {figure.timed or 'forward'}" if chart.of_a_pass else ""
+    return {"text": f"{chart.title}{over}{timed}", "subtitle": f"{device}, {group}"}
 
 
 def _convert(drawing: dict[str, Any], format: str) -> bytes:  # noqa: A002

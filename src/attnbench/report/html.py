@@ -9,6 +9,7 @@ from typing import Any
 
 from attnbench.calibration import cache_directory
 from attnbench.errors import MissingLibrary
+from attnbench.report.charts import CHARTS
 from attnbench.report.figures import device, vegalite_version
 from attnbench.report.page_data import page_data, script_json
 from attnbench.report.preface import facts_of, troubles_of
@@ -40,6 +41,7 @@ def page(run: Run) -> str:
     )
     return environment.get_template("page.html").render(
         **_head(run),
+        charts=CHARTS,
         facts=facts_of(run),
         troubles=troubles_of(run),
         tags=[(name, TAGS[name].about) for name in TAGS if any(name in record.tags for record in run.records)],
