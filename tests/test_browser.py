@@ -249,6 +249,10 @@ def test_another_baseline_changes_the_speed_ups_alone(small: Path, opened: Open)
     assert svg.inner_html() != before
     page.get_by_label("Baseline").select_option(HOSTILE)
     expect(drawn(page, "speedup")).to_contain_text("is ok in none of these cells")
+    page.get_by_label("Baseline").select_option("fast")
+    for name in ("slow", "twin"):
+        page.get_by_role("checkbox", name=name).uncheck()
+    expect(drawn(page, "speedup")).to_contain_text("no other backend than fast is ok")
 
 
 def test_backends_can_be_left_out_of_charts(small: Path, opened: Open) -> None:
@@ -308,7 +312,13 @@ def test_motion_is_left_out_where_it_is_not_wanted(small: Path, opened: Open) ->
 
 def test_printed_it_is_light_and_without_controls(small: Path, opened: Open) -> None:
     page = opened(small, scheme="dark")
+    text = "document.querySelector('figure[data-chart=time] svg text').getAttribute('fill')"
+    drawn(page, "time")
+    on_dark = page.evaluate(text)
     page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(page.locator("figure[data-drawn=yes]")).to_have_count(5)  # those that were never in view, too
+    assert page.evaluate(text) != on_dark
     expect(page.locator("#filters")).to_be_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 

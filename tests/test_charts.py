@@ -154,6 +154,8 @@ def test_figures_that_cannot_be_are_refused(run: Any) -> None:
             draw(run, Figure(**options), "svg")
     with pytest.raises(RequestError, match="no cell that is ok has forward_ms"):
         draw(run_of([failed("a", case_of(256, 32), "oom")]), Figure("time"), "svg")
+    with pytest.raises(RequestError, match="no other backend than a is ok"):
+        draw(run_of([made("a", case_of(256, 32), 1.0)]), Figure("speedup"), "svg")
     with pytest.raises(RequestError, match="has no records yet"):
         draw(run_of([]), Figure("time"), "svg")
 

@@ -100,6 +100,8 @@ def _baseline(run: Run, figure: Figure, subject: Subject) -> str:
         raise RequestError(f"there is nothing to draw of {run.directory}: no cell that is ok has {shown}")
     if figure.chart == "speedup" and name not in drawn:
         raise RequestError(f"{name} is ok in no cell of {run.directory} that has {shown}; choose another --baseline")
+    if figure.chart == "speedup" and drawn == {name}:
+        raise RequestError(f"there is nothing to draw of {run.directory}: no other backend than {name} is ok")
     return name
 
 

@@ -79,7 +79,9 @@ function nothingIn(name, rows) {
   const right = rows.filter((row) => row.status === "ok" && known(row[field]));
   if (name === "frontier") return null;
   if (!right.length) return `Nothing to draw: no cell that is ok has ${field}.`;
-  if (name === "speedup" && !right.some((row) => row.backend === state.baseline)) return `${state.baseline} is ok in none of these cells; choose another baseline.`;
+  if (name !== "speedup") return null;
+  if (!right.some((row) => row.backend === state.baseline)) return `${state.baseline} is ok in none of these cells; choose another baseline.`;
+  if (!right.some((row) => row.backend !== state.baseline)) return `Nothing to draw: no other backend than ${state.baseline} is ok in these cells.`;
   return null;
 }
 
@@ -156,7 +158,8 @@ function setUpCharts() {
     clearTimeout(waiting);
     waiting = setTimeout(redraw, 150);
   });
-  addEventListener("beforeprint", () => figures.filter((figure) => !figure.dataset.drawn).forEach(draw));
+  addEventListener("beforeprint", () => { printing = true; figures.forEach(draw); });
+  addEventListener("afterprint", () => { printing = false; redraw(); });
   watch((changed) => {
     if (!changed) return;
     redraw("baseline" in changed ? figures.filter((figure) => figure.dataset.chart === "speedup") : figures);

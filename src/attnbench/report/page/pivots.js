@@ -11,7 +11,7 @@ function pivot(backend, pass, title) {
       return !cell ? "" : cell.status === "ok" ? number(cell[`${pass}_ms`], 6) : badge(cell);
     }),
   ]);
-  return h("div", {}, h("h3", {}, `${title}, ms`),
+  return h("div", {}, h("h3", {}, `${title} of ${backend}, ms`),
     h("div.scroll.card", { tabindex: 0, role: "region", "aria-label": `${title} of ${backend}` },
       table(["seq_len", ...widths.map((width) => `d_model ${width}`)], rows, { class: "pivot", "data-pass": pass })));
 }
