@@ -21,11 +21,11 @@ test: $(VENV)/test.stamp
 	$(BIN)/pytest
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,report]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,report,dev]'
 	@touch $@ $(VENV)/run.stamp
 
 $(BIN)/python:

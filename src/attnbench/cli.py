@@ -14,9 +14,10 @@ from typing import Any
 import click
 
 from attnbench import api, calibration, machine
-from attnbench.analysis.compare import compare, default_threshold, parse_threshold
+from attnbench.analysis.compare import compare
 from attnbench.analysis.recommend import PASSES as RECOMMENDED
 from attnbench.analysis.recommend import Wish, recommend
+from attnbench.analysis.verdict import default_threshold, parse_threshold
 from attnbench.case import PRECISIONS
 from attnbench.doctor import diagnose
 from attnbench.errors import RequestError
@@ -234,7 +235,9 @@ def compare_runs(before: Path, after: Path, threshold: str | None, format: str) 
     a, b = load(before), load(after)
     found = compare(a, b, default_threshold(a) if threshold is None else parse_threshold(threshold))
     _print(comparison.render(found, format), newline=False)
-    _print(f"\n{comparison.headline(found)}", to="stderr")
+    _print(
+        "\n" + "\n".join([*(f"WARNING: {notice}" for notice in found.notices), comparison.headline(found)]), to="stderr"
+    )
     return found.exit_code
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from attnbench.analysis.compare import noise_of
 from attnbench.analysis.snippets import snippet
+from attnbench.analysis.verdict import noise_of
 from attnbench.case import Case
 from attnbench.errors import RequestError, printable, unknown
 from attnbench.record import Record
