@@ -406,7 +406,8 @@ def test_without_scipy_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_an_error_that_grew_is_told_and_is_no_regression(after: float, verdict: str | None) -> None:
     for name in ("out", "dq", "dk", "dv"):
-        found = compared(*(cell().but(**{f"error_{name}": error}) for error in (1e-3, after)))
+        a, b = (cell().but(**{f"error_{name}": error}) for error in (1e-3, after))
+        found = compared(a, b)
         assert [one.verdict for one in found.findings if one.what == f"error of {name}"] == [verdict] * bool(verdict)
         assert found.exit_code == 0
         assert ("both within the tolerance" in render(found)) == bool(verdict)

@@ -20,6 +20,7 @@ OUTSIDE = [
     "attnbench.doctor",
     "attnbench.calibration",
     "attnbench.analysis.compare",
+    "attnbench.analysis.history",
     "attnbench.analysis.recommend",
 ]
 INSIDE = ["attnbench.worker", "attnbench.bench", "attnbench.reference", "attnbench.inputs", "attnbench.backends.sdpa"]

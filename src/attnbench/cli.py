@@ -15,6 +15,7 @@ import click
 
 from attnbench import api, calibration, machine
 from attnbench.analysis.compare import compare
+from attnbench.analysis.history import history
 from attnbench.analysis.recommend import PASSES as RECOMMENDED
 from attnbench.analysis.recommend import Wish, recommend
 from attnbench.analysis.verdict import default_threshold, parse_threshold
@@ -26,6 +27,7 @@ from attnbench.grid import Grid, presets
 from attnbench.options import grid_options, measuring_options, request_from
 from attnbench.plan import describe, make_plan
 from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render
+from attnbench.report import history as report_history
 from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
@@ -222,23 +224,38 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.command("compare")
-@click.argument("before", type=click.Path(path_type=Path), metavar="A")
-@click.argument("after", type=click.Path(path_type=Path), metavar="B")
+@click.argument("directories", nargs=-1, type=click.Path(path_type=Path), metavar="A B")
+@click.option("--history", "series", is_flag=True, help="Of two runs or more: at which run each cell changed.")
 @click.option(
     "--threshold",
     metavar="SHARE",
     help="A change up to this is of no interest, such as 2% or 0.02. Default: 2% on a GPU, 10% on a CPU.",
 )
 @click.option("--format", metavar="|".join(comparison.FORMATS), default="markdown", help="Default: markdown.")
-def compare_runs(before: Path, after: Path, threshold: str | None, format: str) -> int:
-    """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A."""
-    a, b = load(before), load(after)
-    found = compare(a, b, default_threshold(a) if threshold is None else parse_threshold(threshold))
-    _print(comparison.render(found, format), newline=False)
-    _print(
-        "\n" + "\n".join([*(f"WARNING: {notice}" for notice in found.notices), comparison.headline(found)]), to="stderr"
-    )
-    return found.exit_code
+def compare_runs(directories: tuple[Path, ...], series: bool, threshold: str | None, format: str) -> int:
+    """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A.
+
+    With --history, any number of runs in the order in which they started; exit code 1 where the newest is worse than
+    those before it since the last change.
+    """
+    comparison.check_format(format)
+    if not series and len(directories) != 2:
+        raise RequestError(
+            f"compare takes two runs, A and B, and was given {len(directories)}; for more, add --history"
+        )
+    runs = [load(directory) for directory in directories]
+    share = parse_threshold(threshold) if threshold is not None else default_threshold(runs[0]) if runs else 0.0
+    if series:
+        of_all = history(runs, share)
+        text, notices, outcome = report_history.render(of_all, format), of_all.notices, report_history.headline(of_all)
+        exit_code = of_all.exit_code
+    else:
+        found = compare(runs[0], runs[1], share)
+        text, notices, outcome = comparison.render(found, format), found.notices, comparison.headline(found)
+        exit_code = found.exit_code
+    _print(text, newline=False)
+    _print("\n" + "\n".join([*(f"WARNING: {notice}" for notice in notices), outcome]), to="stderr")
+    return exit_code
 
 
 @cli.command("recommend")

@@ -161,22 +161,28 @@ def drift(log_ratios: Sequence[float], device: str) -> float:
 
 
 def with_certainty(changes: Sequence[Change], device: str) -> list[Change]:
-    """The changes with the drift between the runs, and with `p`.
-
-    A p-value is the larger of two: Student's test of the log ratio beyond what the clock explains, with the rounds as
-    units; and Mann and Whitney's of the samples, where there are enough for it to say anything. A change needs both.
-    Then Benjamini and Hochberg's adjustment for so many cells.
-    """
-    if not changes:
-        return []
-    stats = statistics_library()
+    """The changes from one run to another with the drift between the two, and with `p`, adjusted for so many cells."""
     between = drift([one.log_ratio for one in changes], device)
     drifting = [replace(one, drift=between) for one in changes]
-    beyond = [max(0.0, abs(one.log_ratio) - math.log1p(one.clock)) / (one.uncertainty or 1e-12) for one in drifting]
-    by_rounds = 2 * stats.t.sf(beyond, [one.freedom for one in drifting])
-    values = [max(float(p), _by_samples(one, stats)) for p, one in zip(by_rounds, drifting, strict=True)]
-    adjusted = stats.false_discovery_control(values)
-    return [replace(one, p=float(p)) for one, p in zip(drifting, adjusted, strict=True)]
+    return [replace(one, p=p) for one, p in zip(drifting, adjusted(chances(drifting)), strict=True)]
+
+
+def chances(changes: Sequence[Change]) -> list[float]:
+    """The probability of each change, or a larger one, if there was none.
+
+    It is the larger of two: that of Student's test of the log ratio beyond what the clock explains, with the rounds as
+    units; and that of Mann and Whitney's of the samples, where there are enough for it to say anything. A change needs
+    both.
+    """
+    stats = statistics_library()
+    beyond = [max(0.0, abs(one.log_ratio) - math.log1p(one.clock)) / (one.uncertainty or 1e-12) for one in changes]
+    by_rounds = 2 * stats.t.sf(beyond, [one.freedom for one in changes])
+    return [max(float(p), _by_samples(one, stats)) for p, one in zip(by_rounds, changes, strict=True)]
+
+
+def adjusted(values: Sequence[float]) -> list[float]:
+    """p-values, adjusted for their number as Benjamini and Hochberg do."""
+    return list(map(float, statistics_library().false_discovery_control(values))) if values else []
 
 
 def _by_samples(one: Change, stats: ModuleType) -> float:
