@@ -22,6 +22,7 @@ OUTSIDE = [
     "attnbench.analysis.compare",
     "attnbench.analysis.history",
     "attnbench.analysis.recommend",
+    "attnbench.families",
 ]
 INSIDE = ["attnbench.worker", "attnbench.bench", "attnbench.reference", "attnbench.inputs", "attnbench.backends.sdpa"]
 

@@ -16,9 +16,10 @@ import click
 from attnbench import api, calibration, machine
 from attnbench.analysis.compare import compare
 from attnbench.analysis.history import history
-from attnbench.analysis.recommend import PASSES as RECOMMENDED
-from attnbench.analysis.recommend import Wish, recommend
+from attnbench.analysis.recommend import recommend
 from attnbench.analysis.verdict import default_threshold, parse_threshold
+from attnbench.analysis.wish import PASSES as RECOMMENDED
+from attnbench.analysis.wish import Wish
 from attnbench.case import PRECISIONS
 from attnbench.doctor import diagnose
 from attnbench.errors import RequestError
@@ -271,11 +272,12 @@ def compare_runs(directories: tuple[Path, ...], series: bool, threshold: str | N
 @click.option("--causal/--no-causal", "causal", default=None, help="With or without the causal mask.")
 @click.option("--pass", "what", metavar="|".join(RECOMMENDED), help="What has to be fast. Default: step, both passes.")
 @click.option("--memory", metavar="SIZE", help="What the backend may hold, such as 16GiB.")
+@click.option("--deterministic", is_flag=True, help="Only backends whose gradients are the same each time.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def recommend_backend(directory: Path, memory: str | None, as_json: bool, **wished: Any) -> None:
     """From a run: the fastest right backend for a shape, and the code that calls it.
 
-    What is not given is the run's own, where it has one value only. Lengths between those measured are interpolated.
+    What is not given is the run's own, where it has one value only. Shapes between those measured are estimated.
     """
     wish = Wish(**wished, memory_bytes=parse_bytes(memory) if memory is not None else None)
     found = recommend(load(directory), wish)
