@@ -31,7 +31,8 @@ class Candidate:
 
     `noise` is the relative uncertainty of `ms`, with an estimate's median error, and None where that cannot be told;
     `limit` is the fraction of the limit. `tags` are those of every record used. `determinism` tells how its gradients
-    come to be the same each time, where that was asked for.
+    come to be the same each time, where that was asked for; `at_least` that `ms` was taken without a setting that this
+    needs, and under which the backward takes longer.
     """
 
     backend: str
@@ -44,6 +45,7 @@ class Candidate:
     shapes: tuple[Shape, ...]
     error: Error | None = None
     determinism: Determinism | None = None
+    at_least: bool = False
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
@@ -88,10 +90,15 @@ class Recommendation:
         return candidate.ms / self.winner.ms - 1
 
     def too_close(self, candidate: Candidate) -> bool:
-        """Whether noise may have put it behind the fastest; where the noise of either is not known, it may."""
+        """Whether noise may have put it behind the fastest; where the noise of either is not known, it may.
+
+        A time that is one at the least may be longer in truth, which matters where it is the fastest's own.
+        """
         noises = (self.winner.noise, candidate.noise)
         known = [noise for noise in noises if noise is not None]
-        return len(known) < len(noises) or self.margin(candidate) <= CERTAIN * math.hypot(*known)
+        if self.winner.at_least or len(known) < len(noises):
+            return True
+        return self.margin(candidate) <= CERTAIN * math.hypot(*known)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON, with the answer first."""
@@ -196,18 +203,14 @@ def _candidate(backend: str, records: Mapping[Shape, Record], case: Case, timed:
 def _reproducible(
     candidate: Candidate | str, records: Mapping[Shape, Record], device: str, timed: Pass
 ) -> Candidate | str:  # fmt: skip
-    """The candidate if its gradients are the same each time, or can be made so; else why not.
-
-    A time that was taken without the setting that this needs is no time with it, unless of the forward alone.
-    """
+    """The candidate if its gradients are the same each time, or can be made so; else why not."""
     if isinstance(candidate, str):
         return candidate
     kernels = [(records[shape].kernels_forward, records[shape].kernels_backward) for shape in candidate.shapes]
     found = determinism(candidate.backend, device, kernels)
     if not found.possible:
         return found.why
-    changed = found.by_setting and timed.time != "forward"
-    return replace(candidate, determinism=found, noise=None if changed else candidate.noise)
+    return replace(candidate, determinism=found, at_least=found.by_setting and timed.time != "forward")
 
 
 def _unfit(record: Record, timed: Pass) -> str | None:

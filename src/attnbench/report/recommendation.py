@@ -31,10 +31,13 @@ def _answer(told: Recommendation) -> list[str]:
     gap = f"{second.backend}, {_percent(told.margin(second))} slower"
     if not told.too_close(second):
         return [answer, f"Next is {gap}."]
-    why = (
-        "the uncertainty of the two" if None not in (first.noise, second.noise) else "an error that nothing here tells"
-    )
-    return [answer, f"Too close to call: next is {gap}, which is within {why}."]
+    if first.at_least:
+        why = "and the time of the first is one at the least"
+    elif None in (first.noise, second.noise):
+        why = "which is within an error that nothing here tells"
+    else:
+        why = "which is within the uncertainty of the two"
+    return [answer, f"Too close to call: next is {gap}, {why}."]
 
 
 def _determinism(told: Recommendation) -> list[str]:
@@ -43,8 +46,7 @@ def _determinism(told: Recommendation) -> list[str]:
     if first is None:
         return []
     sentences = [f"{told.winner.backend}: {first.why}."]
-    slowed = [one.backend for one in told.candidates if one.determinism and one.determinism.by_setting]
-    if slowed and told.what != "forward":
+    if slowed := [one.backend for one in told.candidates if one.at_least]:
         sentences.append(
             f"The times of {', '.join(slowed)} are those without torch.use_deterministic_algorithms, under which the "
             "backward takes longer; by how much, this run does not tell."
@@ -82,7 +84,7 @@ def _candidates(told: Recommendation) -> str:
     rows = [
         [
             printable(one.backend),
-            f"{one.ms:.4g}",
+            ("≥ " if one.at_least else "") + f"{one.ms:.4g}",
             _margin(told, one),
             f"± {_percent(one.noise)}" if one.noise is not None else "not known",
             f"{one.peak_MiB:.5g}" if one.peak_MiB is not None else None,
