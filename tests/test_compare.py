@@ -115,6 +115,7 @@ def test_what_events_cannot_tell_apart_is_the_same(
 ) -> None:
     found = compared(cell(before_ms).but(device=device), cell(after_ms).but(device=device))
     assert [finding.verdict for finding in found.findings] == [verdict]
+    assert ("0.002 ms cannot be told apart" in render(found)) == (verdict == "same")
 
 
 @pytest.mark.parametrize(("device", "share"), [("cuda:1", 0.02), ("cpu", 0.1)])
@@ -398,6 +399,13 @@ def test_without_scipy_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         RequestError, match=r"^comparing runs needs scipy; install it by: pip install 'attnbench\[report"
     ):
         compared(cell(), cell())
+
+
+@pytest.mark.parametrize(("then", "loaded"), [("", False), ("verdict.statistics_library()", True)])
+def test_scipy_is_loaded_where_it_is_needed(then: str, loaded: bool) -> None:
+    code = f"import sys, attnbench.cli; from attnbench.analysis import verdict\n{then}\nprint('scipy' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(loaded)
 
 
 @pytest.mark.parametrize(

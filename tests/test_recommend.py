@@ -113,6 +113,11 @@ def test_each_pass_has_its_own_fastest(wish: dict[str, str], fastest: str) -> No
     assert recommended(cells, **wish).winner.backend == fastest
 
 
+def test_it_needs_no_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert recommended(power_law("eager", 2.0), seq_len=200).winner.backend == "eager"
+
+
 def test_a_run_of_forwards_is_asked_for_its_forwards() -> None:
     forwards = [cell("eager", None, forward_ms=2.0), cell("sdpa", None, forward_ms=1.0)]
     assert (recommended(forwards).what, recommended(forwards).winner.backend) == ("forward", "sdpa")

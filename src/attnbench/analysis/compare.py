@@ -276,12 +276,15 @@ def _findings(a: Record, b: Record, changes: Changes, threshold: float) -> Itera
             yield Finding(a.cell_id, a.backend, what, before, after, verdict, ratio=after / before, note=note)
 
 
-def _time(a: Record, b: Record, name: str, judged: Change | None, threshold: float = 0.0) -> Finding | None:
+def _time(a: Record, b: Record, name: str, judged: Change | None, threshold: float = math.inf) -> Finding | None:
     """One pass, and the verdict on its change if one is to be given; None unless both runs timed it."""
     one = judged or change(a, b, name)
     if one is None:
         return None
     before, after = getattr(a, f"{name}_ms"), getattr(b, f"{name}_ms")
+    notes = [f"SM clock {a.sm_clock_MHz:.6g} → {b.sm_clock_MHz:.6g} MHz"] if one.clock else []
+    if threshold < one.excess <= one.resolution:
+        notes.append(f"{one.resolution * min(before, after):.3g} ms cannot be told apart")
     return Finding(
         *(a.cell_id, a.backend, name, before, after, judge_time(judged, threshold) if judged else None),
         ratio=after / before,
@@ -289,7 +292,7 @@ def _time(a: Record, b: Record, name: str, judged: Change | None, threshold: flo
         resolution=one.resolution,
         clock=one.clock,
         p=judged and judged.p,
-        note=f"SM clock {a.sm_clock_MHz:.6g} → {b.sm_clock_MHz:.6g} MHz" if one.clock else None,
+        note="; ".join(notes) or None,
     )
 
 
