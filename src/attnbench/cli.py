@@ -15,7 +15,6 @@ import click
 
 from attnbench import api, calibration, machine
 from attnbench.analysis.compare import compare
-from attnbench.analysis.history import history
 from attnbench.analysis.recommend import recommend
 from attnbench.analysis.verdict import default_threshold, parse_threshold
 from attnbench.analysis.wish import PASSES as RECOMMENDED
@@ -28,7 +27,6 @@ from attnbench.grid import Grid, presets
 from attnbench.options import grid_options, measuring_options, request_from
 from attnbench.plan import describe, make_plan
 from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render
-from attnbench.report import history as report_history
 from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
@@ -247,6 +245,9 @@ def compare_runs(directories: tuple[Path, ...], series: bool, threshold: str | N
     runs = [load(directory) for directory in directories]
     share = parse_threshold(threshold) if threshold is not None else default_threshold(runs[0]) if runs else 0.0
     if series:
+        from attnbench.analysis.history import history  # here, so that other commands start without it
+        from attnbench.report import history as report_history
+
         of_all = history(runs, share)
         text, notices, outcome = report_history.render(of_all, format), of_all.notices, report_history.headline(of_all)
         exit_code = of_all.exit_code
