@@ -463,7 +463,7 @@ def test_agreement_is_of_medians_long_enough_to_mean_something() -> None:
 def test_the_document_names_what_matters() -> None:
     cases = [small(seq_len=n, kv_len=n) for n in range(1, 11)]
     a = run_of([cell(1.0, case=case) for case in cases])
-    after = [cell(1.5, case=cases[0]), cell(0.5, case=cases[1]), cell(None, case=cases[2], status="crash")]
+    after = [cell(4 / 3, case=cases[0]), cell(0.5, case=cases[1]), cell(None, case=cases[2], status="crash")]
     b = run_of([*after, cell(case=cases[0], backend="mine.py:fast")], "b")
     found = compare(a, b, 0.02)
     assert [(one.verdict, one.cell_id) for one in found.regressions] == [
@@ -474,7 +474,9 @@ def test_the_document_names_what_matters() -> None:
     assert found.only_after == {"mine.py:fast": [b.records[-1].cell_id]}
     text = render(found)
     assert "2 regressions: 1 slower, 1 broke, 1 faster." in text
-    assert f"The worst time: {a.records[0].cell_id} forward, 1 → 1.5 ms, 1.5 ± 0.52 % (slower)." in text
+    assert re.search(r"\| status  \| +ok +\| +crash +\|", text)
+    assert re.search(r"\| forward \| +1 +\| +1\.33333 +\|", text), "six digits beside a status, too"
+    assert f"The worst time: {a.records[0].cell_id} forward, 1 → 1.33333 ms, 1.333 ± 0.52 % (slower)." in text
     assert b.records[-1].cell_id in text
     assert "and others" in text
     titles = re.findall(r"^## .*|(?<=<summary>)[^<]*", text, re.MULTILINE)

@@ -121,7 +121,7 @@ def _agreement(found: Agreement) -> str:
 def _table(findings: Sequence[Finding]) -> str:
     rows = [
         [
-            *(finding.cell_id, finding.what, finding.before, finding.after),
+            *(finding.cell_id, finding.what, number(finding.before), number(finding.after)),
             f"{finding.ratio:.4g}" if finding.ratio else None,
             percent(finding.uncertainty) if finding.uncertainty is not None else None,
             f"{finding.p:.2g}" if finding.p is not None else None,
@@ -176,6 +176,11 @@ def _name(finding: Finding) -> str:
 
 def _change(finding: Finding) -> str:
     return f"{finding.before:.6g} → {finding.after:.6g} ms, {finding.ratio:.4g} ± {percent(finding.uncertainty or 0)}"
+
+
+def number(value: float | str | None) -> str | None:
+    """Six digits of a number, also in a column that has a status beside it; a status as it is."""
+    return f"{value:.6g}" if isinstance(value, float | int) else value
 
 
 def percent(fraction: float) -> str:

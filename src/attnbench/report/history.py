@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from attnbench.analysis.history import History, Series
 from attnbench.analysis.segments import Shift
 from attnbench.errors import printable
-from attnbench.report.comparison import check_format, folded, percent, warnings
+from attnbench.report.comparison import check_format, folded, number, percent, warnings
 from attnbench.report.tables import Table, markdown_table
 
 MARKS = {"slower": "▲", "faster": "▼"}
@@ -57,7 +57,7 @@ def headline(history: History) -> str:
 def _shifts(shifts: Sequence[Shift]) -> str:
     rows = [
         [
-            *(one.run, one.cell_id, one.what, one.before, one.after),
+            *(one.run, one.cell_id, one.what, number(one.before), number(one.after)),
             f"{one.ratio:.4g}" if one.ratio else None,
             percent(one.uncertainty) if one.uncertainty is not None else None,
             f"{one.p:.2g}" if one.p is not None else None,
