@@ -20,6 +20,7 @@ from typing import Any
 
 from attnbench.errors import RequestError
 from attnbench.record import FAILURES, SCHEMA_VERSION, Record
+from attnbench.schema import misfit, read_json
 
 HEADER, RECORDS = "run.json", "records.jsonl"
 
@@ -72,19 +73,55 @@ def read_header(directory: Path) -> Header:
     """A run's header. Raises `RequestError` where the directory holds no run that this attnbench can read."""
     path = directory / HEADER
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        values = read_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         what = "is not a run directory: it has no run.json" if directory.is_dir() else "does not exist"
+        what = "is a file" if directory.is_file() else what
         raise RequestError(f"{directory} {what}; a run directory is what `attnbench run --out DIR` leaves") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise RequestError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         found = values.get("schema_version") if isinstance(values, dict) else None
         raise RequestError(f"{path} has schema {found}; this attnbench reads schema {SCHEMA_VERSION}")
     try:
-        return Header(**values)
+        header = Header(**values)
     except TypeError as error:
         raise RequestError(f"{path} is not the header of a run: {error}") from None
+    if wrong := misfit(header):
+        raise RequestError(f"{path} is not the header of a run: its {wrong}")
+    return header
+
+
+NEEDED = {
+    "request": {"device": str, "protocol": str, "budget_s": (int, float), "seed": int, "backends": list},
+    "machine": {
+        "cpu": str,
+        "physical_cores": int,
+        "memory_MiB": int,
+        "system": str,
+        "kernel": str,
+        "python": str,
+        "packages": dict,
+        "gpus": list,
+    },
+}
+"""What documents tell of a header's request and machine, and of which types it has to be."""
+
+
+def read_run(directory: Path) -> tuple[Header, list[Record]]:
+    """A run to tell of: its header, with all that is `NEEDED`, and its finished cells in the order they finished.
+
+    Raises:
+        RequestError: the directory holds no run, or a line other than a torn last one is no record.
+    """
+    header, path = read_header(directory), directory / HEADER
+    for name, needed in NEEDED.items():
+        part = getattr(header, name)
+        if wrong := [key for key, types in needed.items() if not isinstance(part.get(key), types)]:
+            raise RequestError(f"{path} is not the header of a run: its {name} tells no {', '.join(wrong)}")
+    return header, read_records(directory)
 
 
 def read_records(directory: Path) -> list[Record]:
@@ -101,15 +138,15 @@ def _parse(path: Path, run_id: str) -> tuple[list[Record], int]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return [], 0
+        raise RequestError(f"{path.parent} is damaged: it has {HEADER}, but no {RECORDS}") from None
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error}") from None
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
     *lines, torn = data.split(b"\n")
     records: list[Record] = []
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         try:
-            record = Record.from_dict(json.loads(line))
+            record = Record.from_dict(read_json(line))
         except ValueError as error:
             raise RequestError(f"{path}, line {number}: {error}") from None
         if record.run_id != run_id:
