@@ -16,23 +16,26 @@ import click
 from attnbench import api, calibration, machine
 from attnbench.analysis.compare import compare
 from attnbench.analysis.recommend import recommend
+from attnbench.analysis.sql import ask
 from attnbench.analysis.verdict import default_threshold, parse_threshold
 from attnbench.analysis.wish import PASSES as RECOMMENDED
 from attnbench.analysis.wish import Wish
 from attnbench.case import PRECISIONS
 from attnbench.doctor import diagnose
-from attnbench.errors import RequestError
+from attnbench.errors import RequestError, printable, unknown
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, presets
-from attnbench.options import grid_options, measuring_options, request_from
+from attnbench.options import grid_options, measuring_options, request_from, selecting_options, selection_from
 from attnbench.plan import describe, make_plan
-from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render
+from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render, write
+from attnbench.report.tables import DATA
 from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
 from attnbench.store import DiskFull
 
 WRONG_REQUEST, INTERRUPTED = 2, 130
+QUERY_FORMATS = ("markdown", "csv", "json")
 
 
 def main() -> None:
@@ -77,7 +80,7 @@ def _print(text: str, *, newline: bool = True, to: str = "stdout") -> None:
 
 def _say(text: str) -> None:
     """One line on standard error."""
-    _print(f"attnbench: {' '.join(text.split())}", to="stderr")
+    _print(f"attnbench: {printable(text)}", to="stderr")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, no_args_is_help=False)
@@ -189,17 +192,15 @@ def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
 @click.option("--format", metavar="|".join(FORMATS), default="markdown", help="Default: markdown.")
 @click.option("--layout", metavar="|".join(LAYOUTS), default="full", help="Default: full.")
 @click.option("--backend", metavar="NAME", help="Only this one.")
+@selecting_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file, not to standard output.")
-def report(directory: Path, format: str, layout: str, backend: str | None, out: Path | None) -> None:
-    """A run directory as a document."""
-    text = render(load(directory), format, layout, backend)
+def report(directory: Path, format: str, layout: str, backend: str | None, out: Path | None, **selected: Any) -> None:
+    """A run directory as a document, or as a table."""
+    run, selection = load(directory), selection_from(selected)
     if out is None:
-        _print(text, newline=False)
-        return
-    try:
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise RequestError(f"{out} cannot be written: {error.strerror}") from None
+        _print(render(run, format, layout, backend, selection), newline=False)
+    else:
+        write(run, out, format, layout, backend, selection)
 
 
 @cli.command()
@@ -283,6 +284,17 @@ def recommend_backend(directory: Path, memory: str | None, as_json: bool, **wish
     wish = Wish(**wished, memory_bytes=parse_bytes(memory) if memory is not None else None)
     found = recommend(load(directory), wish)
     _print(json.dumps(found.to_dict(), indent=1, allow_nan=False) if as_json else recommendation.text(found))
+
+
+@cli.command()
+@click.argument("question", metavar="SQL")
+@click.argument("directories", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
+@click.option("--format", metavar="|".join(QUERY_FORMATS), default="markdown", help="Default: markdown.")
+def query(question: str, directories: tuple[Path, ...], format: str) -> None:
+    """The answer to a SELECT over the tables `records` and `runs` of one run or many."""
+    if format not in QUERY_FORMATS:
+        raise unknown("format", format, QUERY_FORMATS)
+    _print(DATA[format](ask([load(directory) for directory in directories], question)), newline=False)
 
 
 @cli.command("presets")
