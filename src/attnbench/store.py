@@ -94,33 +94,36 @@ def read_header(directory: Path) -> Header:
     return header
 
 
-NEEDED = {
-    "request": {"device": str, "protocol": str, "budget_s": (int, float), "seed": int, "backends": list},
-    "machine": {
-        "cpu": str,
-        "physical_cores": int,
-        "memory_MiB": int,
-        "system": str,
-        "kernel": str,
-        "python": str,
-        "packages": dict,
-        "gpus": list,
-    },
+NEEDED: dict[str, dict[str, Any]] = {"request": {"device": str, "protocol": str}}
+"""What every reader of a run takes from its header, and of which types it has to be."""
+
+TOLD: dict[str, dict[str, Any]] = {
+    "request": {"budget_s": (int, float), "seed": int, "backends": list},
+    "machine": dict.fromkeys(("cpu", "system", "kernel", "python"), str)
+    | dict.fromkeys(("physical_cores", "memory_MiB"), int)
+    | {"packages": dict, "gpus": list},
 }
-"""What documents tell of a header's request and machine, and of which types it has to be."""
+"""The same of documents, which tell of the machine and how it was measured."""
+
+
+def require(directory: Path, header: Header, needed: dict[str, dict[str, Any]] = TOLD) -> None:
+    """Raises `RequestError` where a header lacks what a reader needs."""
+    for name, types in needed.items():
+        part = getattr(header, name)
+        if missing := [key for key, wanted in types.items() if not isinstance(part.get(key), wanted)]:
+            raise RequestError(
+                f"{directory / HEADER} is not the header of a run: its {name} tells no {', '.join(missing)}"
+            )
 
 
 def read_run(directory: Path) -> tuple[Header, list[Record]]:
-    """A run to tell of: its header, with all that is `NEEDED`, and its finished cells in the order they finished.
+    """A run: its header, and its finished cells in the order they finished.
 
     Raises:
         RequestError: the directory holds no run, or a line other than a torn last one is no record.
     """
-    header, path = read_header(directory), directory / HEADER
-    for name, needed in NEEDED.items():
-        part = getattr(header, name)
-        if wrong := [key for key, types in needed.items() if not isinstance(part.get(key), types)]:
-            raise RequestError(f"{path} is not the header of a run: its {name} tells no {', '.join(wrong)}")
+    header = read_header(directory)
+    require(directory, header, NEEDED)
     return header, read_records(directory)
 
 

@@ -15,7 +15,7 @@ from attnbench.analysis.table import Table
 from attnbench.errors import RequestError, printable, unknown
 from attnbench.record import Record
 from attnbench.schema import Kind, kinds
-from attnbench.store import Run
+from attnbench.store import Run, require
 
 if TYPE_CHECKING:
     import duckdb
@@ -100,6 +100,8 @@ def ask(runs: Sequence[Run], question: str) -> Table:
         RequestError: it is not one SELECT, reads anything else, or is wrong; or duckdb is not installed.
     """
     duckdb = _duckdb()
+    for run in runs:
+        require(run.directory, run.header)
     database = connect()
     records = {"run": "VARCHAR"} | column_types()
     load(database, "records", records, [[str(run.directory), *_values(one)] for run in runs for one in run.records])

@@ -12,7 +12,7 @@ from attnbench.case import Case
 from attnbench.errors import RequestError, unknown
 from attnbench.report import full, seed
 from attnbench.report.tables import DATA, WRITERS, records_table
-from attnbench.store import Run
+from attnbench.store import Run, require
 
 LAYOUTS = {"full": full.document, "seed": seed.document}
 FORMATS = ("markdown", "html", "csv", "json", "latex", "parquet")
@@ -50,6 +50,7 @@ def render(
         raise unknown("format", format, FORMATS)
     if format in BINARY:
         raise RequestError(f"{format} is not text; name a file for it by --out FILE")
+    require(run.directory, run.header)
     if selection.is_table:
         if format not in DATA or layout != "full":
             what = f"layout {layout}" if layout != "full" else format
@@ -70,6 +71,7 @@ def render(
 def write(run: Run, out: Path, format: str, layout: str, backend: str | None, selection: Selection) -> None:  # noqa: A002
     """The same as `render`, into a file. Raises `RequestError` as that does, and where the file cannot be written."""
     if format == "parquet":
+        require(run.directory, run.header)
         whole = select(run, selection, backend, short=False)
         sql.write_parquet(whole, out, sql.column_types())
         return
