@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, presets
 from attnbench.options import grid_options, measuring_options, request_from, selecting_options, selection_from
 from attnbench.plan import describe, make_plan
-from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render, write
+from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render, terminal, write
 from attnbench.report.tables import DATA
 from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
@@ -71,8 +72,12 @@ def _open_closed_streams() -> None:
 def _print(text: str, *, newline: bool = True, to: str = "stdout") -> None:
     """Prints a document. A reader that has had enough of it, as `head`, is no failure."""
     stream = getattr(sys, to)
+    whole = text + "\n" * newline
     try:
-        stream.write(text + "\n" * newline)
+        try:
+            stream.write(whole)
+        except UnicodeEncodeError:  # a stream that has no ± or ×
+            stream.write(whole.encode(stream.encoding, "replace").decode(stream.encoding))
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -284,6 +289,15 @@ def recommend_backend(directory: Path, memory: str | None, as_json: bool, **wish
     wish = Wish(**wished, memory_bytes=parse_bytes(memory) if memory is not None else None)
     found = recommend(load(directory), wish)
     _print(json.dumps(found.to_dict(), indent=1, allow_nan=False) if as_json else recommendation.text(found))
+
+
+@cli.command("show")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
+def show_run(directory: Path) -> None:
+    """A run on this terminal: the fastest backends, by how much, statuses, and how far each got."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size().columns
+    _print(terminal.text(load(directory), width, colour=colour), newline=False)
 
 
 @cli.command()

@@ -33,7 +33,7 @@ def document(run: Run, writer: Writer) -> str:
     order = {name: index for index, name in enumerate(run.header.request["backends"])}
     ordered = sorted(run.records, key=lambda record: order.get(record.backend, len(order)))
     parts = [writer.heading("Attention benchmark", 1), *machine(run, writer), *summary(run, writer)]
-    for name, records in _groups(ordered):
+    for name, records in groups(ordered):
         parts.append(writer.heading(name, 2))
         parts += _fastest(records, writer)
         parts += [writer.heading("Cells", 3), writer.table(_cells(records))]
@@ -47,7 +47,9 @@ def document(run: Run, writer: Writer) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _groups(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+def groups(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Records that differ in seq_len, d_model and backend alone, under a name of what they have in common."""
+
     def key(record: Record) -> tuple[str, ...]:
         own_length = "" if record.kv_len == record.seq_len else str(record.kv_len)
         return (*(str(getattr(record, name)) for name in GROUPED_BY), own_length)
@@ -116,7 +118,15 @@ def _fastest(records: Sequence[Record], writer: Writer) -> list[str]:
 
 
 def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
-    """The largest seq_len that ran, per backend and d_model."""
+    return [
+        writer.heading("How far each got", 3),
+        writer.text("The largest seq_len that ran, by d_model, and what stopped the next."),
+        writer.table(frontier(records)),
+    ]
+
+
+def frontier(records: Sequence[Record]) -> Table:
+    """The largest seq_len that ran, per backend and d_model, and what stopped the next."""
     widths = sorted({record.d_model for record in records})
     largest = max(record.seq_len for record in records)
 
@@ -134,11 +144,7 @@ def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
         )
 
     rows = [[name, *(reached(own, width) for width in widths)] for name, own in _by_backend(records).items()]
-    return [
-        writer.heading("How far each got", 3),
-        writer.text("The largest seq_len that ran, by d_model, and what stopped the next."),
-        writer.table(Table(["backend", *map(str, widths)], rows)),
-    ]
+    return Table(["backend", *map(str, widths)], rows)
 
 
 def _choices(records: Sequence[Record], writer: Writer) -> list[str]:
