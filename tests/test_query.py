@@ -109,7 +109,6 @@ BAD = {
     "insert into records select * from records": "is not one SELECT",
     "drop table records": "is not one SELECT",
     "set threads = 1": "is not one SELECT",
-    "pragma version": "is not one SELECT",
     "attach 'x.db'": "is not one SELECT",
     "install httpfs": "is not one SELECT",
     "copy records to 'x.csv'": "is not one SELECT",
