@@ -159,6 +159,7 @@ def test_the_command(attnbench: Attnbench, tmp_path: Path) -> None:
     for wrong, complaint in (
         (("query", "select 1"), "Missing argument 'RUN...'"),
         (("query", "select 1", "nowhere"), "nowhere does not exist"),
+        (("query", "select 1", "a", "./a"), "a is given twice"),
         (("query", "select 1", "a", "--format", "html"), "format 'html' is not known; there are: markdown, csv, json"),
         (("query", "select x from records", "a"), "column 'x' is not known"),
     ):

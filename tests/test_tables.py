@@ -19,9 +19,10 @@ from attnbench.analysis.table import Table
 from attnbench.errors import RequestError
 from attnbench.record import Record
 from attnbench.report import FORMATS, render, write
-from attnbench.report.tables import DATA
+from attnbench.report.tables import DATA, WRITERS
 from attnbench.result import Result
-from conftest import finished, record, small
+from attnbench.store import Store
+from conftest import Attnbench, finished, record, small
 
 
 def one(backend: str, seq_len: int, d_model: int = 16, ms: float | None = None, **outcome: Any) -> Record:
@@ -265,6 +266,12 @@ def test_latex_is_booktabs_and_escapes_everything() -> None:
     assert "a\\_b, c\\%" in body[2]
 
 
+def test_latex_headings_escape_as_tables_do() -> None:
+    assert WRITERS["latex"].text("a_b <c> ~^|\\") == (
+        r"a\_b \textless{}c\textgreater{} \textasciitilde{}\textasciicircum{}\textbar{}\textbackslash{}"
+    )
+
+
 def test_csv_and_json_hold_the_same_table() -> None:
     selection = Selection(columns=("backend", "causal", "forward_ms", "tags", "forward_speedup"), baseline="eager")
     objects = json.loads(render(run(), "json", selection=selection))
@@ -336,3 +343,31 @@ def test_without_duckdb_only_what_needs_it_is_missing(monkeypatch: pytest.Monkey
                   lambda: write(run(), tmp_path / "x", "parquet", "full", None, Selection())):  # fmt: skip
         with pytest.raises(RequestError, match=r"pip install 'attnbench\[report\]'"):
             needs()
+
+
+def test_the_command(attnbench: Attnbench, tmp_path: Path) -> None:
+    with Store.create(tmp_path / "run", run().header) as store:
+        for own in run().records:
+            store.append(own)
+    where = ("--where", "d_model = 16", "--where", "backend <> 'mine'")
+    told = attnbench(
+        "report", "run", "--format", "csv", "--pivot", "seq_len×backend×forward_speedup", "--baseline", "sdpa", *where
+    )
+    assert told.stdout.splitlines() == ["seq_len,eager,sdpa", "256,0.25,1.0", "1024,oom(forward),1.0"]
+    told = attnbench(
+        "report", "run", "--format", "csv", "--columns", "backend, forward_ms", "--sort", "-forward_ms", *where
+    )
+    assert told.stdout.splitlines() == [
+        "backend,forward_ms",
+        "sdpa,2.0",
+        "eager,1.0",
+        "sdpa,0.25",
+        "eager,oom(forward)",
+    ]
+    assert attnbench("report", "run", "--format", "parquet", "--out", "x.parquet").stdout == ""
+    assert duckdb.execute(f"select count(*) from '{tmp_path / 'x.parquet'}'").fetchall() == [(7,)]
+    assert attnbench("report", "run", "--columns", "backend", "--out", "x.md").stdout == ""
+    assert (tmp_path / "x.md").read_text().startswith("| backend   |")
+    for wrong in (("--format", "parquet"), ("--pivot", "seq_len"), ("--columns", ""), ("--where", "d_modl = 2")):
+        done = attnbench("report", "run", *wrong)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -100,8 +100,10 @@ def ask(runs: Sequence[Run], question: str) -> Table:
         RequestError: it is not one SELECT, reads anything else, or is wrong; or duckdb is not installed.
     """
     duckdb = _duckdb()
-    for run in runs:
+    for index, run in enumerate(runs):
         require(run.directory, run.header)
+        if run.directory in (other.directory for other in runs[:index]):
+            raise RequestError(f"{run.directory} is given twice, and its records would count twice")
     database = connect()
     records = {"run": "VARCHAR"} | column_types()
     load(database, "records", records, [[str(run.directory), *_values(one)] for run in runs for one in run.records])

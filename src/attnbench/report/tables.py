@@ -36,7 +36,17 @@ def latex_table(table: Table) -> str:
     return tabulate(table.rows, headers=list(table.headers), tablefmt="latex_booktabs", missingval="")
 
 
-_LATEX_SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"}
+_LATEX_SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    char: f"\\text{name}{{}}"
+    for char, name in {
+        "\\": "backslash",
+        "~": "asciitilde",
+        "^": "asciicircum",
+        "<": "less",
+        ">": "greater",
+        "|": "bar",
+    }.items()
+}
 
 
 def _latex_text(text: str) -> str:
