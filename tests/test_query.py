@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import attnbench
-from attnbench.analysis.sql import RUNS, ask, column_types
+from attnbench.analysis.sql import RUNS, ask, column_types, matching
 from attnbench.errors import RequestError
 from attnbench.record import Record
 from attnbench.store import Store
@@ -78,6 +78,14 @@ def test_answers_are_of_types_that_json_has() -> None:
     assert row[2] == pytest.approx(-0.6931, abs=1e-4)
     assert row[3:] == [1.5, 48, {"x": [1.5]}, "2026-01-02", None, True]
     json.dumps(row, allow_nan=False)
+
+
+def test_text_of_any_kind_can_be_asked_for() -> None:
+    """A user's file has whatever name the system allows; JSON writes it, and Unicode has no such thing."""
+    odd = finished([record(backend="\udcff.py:f", status="error", reason="é \x00 '\" 😀")])
+    assert ask([odd], "select backend, reason from records").rows == [["?.py:f", "é \x00 '\" 😀"]]
+    assert ask([odd], "select '\udcff'").rows == [["?"]]
+    assert len(matching(odd.records, ["backend = '\udcff.py:f'"])) == 1
 
 
 def test_columns_of_the_same_name_stay_apart() -> None:

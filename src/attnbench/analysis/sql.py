@@ -84,7 +84,7 @@ def matching(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
     kept = set(range(len(records)))
     for condition in conditions:
         try:
-            whole = database.table("records").filter(duckdb.SQLExpression(condition)).select("position")
+            whole = database.table("records").filter(duckdb.SQLExpression(_unicode(condition))).select("position")
             kept &= {index for (index,) in whole.fetchall()}
         except duckdb.Error as error:
             columns = column_types()
@@ -111,7 +111,7 @@ def ask(runs: Sequence[Run], question: str) -> Table:
     load(database, "runs", told, [[tell(run) for _, tell in RUNS.values()] for run in runs])
     lock(database)
     try:
-        statements = database.extract_statements(question)
+        statements = database.extract_statements(_unicode(question))
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise RequestError(f"query {question!r} is not one SELECT; write one over the tables records and runs")
         answer = database.execute(statements[0])
@@ -174,13 +174,17 @@ def load(
     structure = json.dumps([{f"c{index}": kind for index, kind in enumerate(types.values())}])
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = [{f"c{index}": value for index, value in enumerate(row)} for row in rows[start : start + ROWS_AT_ONCE]]
-        database.execute(
-            f"INSERT INTO {name} SELECT r.* FROM (SELECT unnest(from_json(?, ?)) AS r)", [json.dumps(some), structure]
-        )
+        text = _unicode(json.dumps(some, ensure_ascii=False))
+        database.execute(f"INSERT INTO {name} SELECT r.* FROM (SELECT unnest(from_json(?, ?)) AS r)", [text, structure])
 
 
 def _values(record: Record) -> list[Any]:
     return [*record.to_dict().values(), *(getattr(record, name) for name in DERIVED)]
+
+
+def _unicode(text: str) -> str:
+    """Text with question marks for what Unicode does not have: file names and arguments may hold any bytes."""
+    return text.encode(errors="replace").decode()
 
 
 def _quoted(name: str, mark: str = '"') -> str:

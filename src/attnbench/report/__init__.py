@@ -76,6 +76,6 @@ def write(run: Run, out: Path, format: str, layout: str, backend: str | None, se
         sql.write_parquet(whole, out, sql.column_types())
         return
     try:
-        out.write_text(render(run, format, layout, backend, selection), "utf-8")
+        out.write_text(render(run, format, layout, backend, selection), "utf-8", "replace")
     except OSError as error:
         raise RequestError(f"{out} cannot be written: {error.strerror}") from None

@@ -52,8 +52,8 @@ def _parts(run: Run, console: Console) -> Iterator[RenderableType]:
     driver = f", driver {header.machine.get('driver')}" if on_gpu else ""
     torch = header.machine["packages"].get("torch")
     yield Text(printable(str(run.directory)), style="bold")
-    yield Text(f"{gpus if on_gpu else header.machine['cpu']}{driver}, torch {torch}, protocol {header.request['protocol']}, "
-               f"{header.started_at}")  # fmt: skip
+    facts = f"{gpus if on_gpu else header.machine['cpu']}{driver}, torch {torch}, protocol {header.request['protocol']}"
+    yield Text(printable(f"{facts}, {header.started_at}"))
     yield _counts(run)
     order = {name: index for index, name in enumerate(header.request["backends"])}
     ordered = sorted(run.records, key=lambda record: order.get(record.backend, len(order)))
