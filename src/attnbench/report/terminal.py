@@ -11,8 +11,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from attnbench.analysis.recommend import PASSES, SEED_PASSES, Pass, Recommendation, Wish, recommend
+from attnbench.analysis.recommend import Recommendation, recommend
 from attnbench.analysis.table import Table
+from attnbench.analysis.wish import PASSES, SEED_PASSES, Pass, Wish
 from attnbench.case import Case
 from attnbench.errors import RequestError, printable
 from attnbench.record import FAILURES, Record
