@@ -14,6 +14,8 @@ import pytest
 
 from attnbench.case import Case
 from attnbench.record import Record
+from attnbench.result import Result
+from attnbench.store import Header
 
 DATA = Path(__file__).parent / "data"
 MISBEHAVING = DATA / "misbehaving.py"
@@ -46,6 +48,21 @@ def small(**changes: Any) -> Case:
 def record(case: Case | None = None, backend: str = "eager", **outcome: Any) -> Record:
     given: dict[str, Any] = {"status": "ok"} | outcome
     return Record.of(case or small(), backend, run_id="r", device="cpu", **given)
+
+
+MACHINE = {
+    "hostname": "h", "system": "Linux x86_64", "kernel": "6", "cpu": "A CPU", "physical_cores": 2, "memory_MiB": 1000,
+    "python": "3.11", "packages": {"torch": "2.13.0"}, "gpus": [], "driver": None, "software": {"cuda": None},
+}  # fmt: skip
+
+
+def finished(records: list[Record], name: str = "run", **header: Any) -> Result:
+    """A run of these records, as `load` would give it."""
+    backends = list(dict.fromkeys(one.backend for one in records))
+    request = {"device": "cpu", "protocol": "default", "budget_s": 1.0, "seed": 0, "backends": backends}
+    given = {"run_id": "r", "started_at": "2026-01-01T00:00:00+00:00", "request": request, "machine": MACHINE,
+             "attnbench": "0.1.0", "cells": len(records)} | header  # fmt: skip
+    return Result(Path(name), Header(**given), records)
 
 
 Attnbench = Callable[..., subprocess.CompletedProcess[str]]

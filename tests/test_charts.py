@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from attnbench.errors import MissingLibrary, RequestError
 from attnbench.record import Record
 from attnbench.report.charts import CHARTS, Subject, spec
 from attnbench.report.figures import Figure, capacity_MiB, draw
-from attnbench.report.groups import only
+from attnbench.report.groups import telling_apart
 from attnbench.report.themes import COLOURS, DASHES, SHAPES
 from conftest import Attnbench
 from synthetic import HOSTILE, case_of, failed, kept, made, run_of, small_run
@@ -25,7 +26,7 @@ from synthetic import HOSTILE, case_of, failed, kept, made, run_of, small_run
 
 @pytest.fixture(scope="module")
 def run() -> Any:
-    return only(small_run(), {"causal": False})
+    return run_of([one for one in small_run().records if not one.causal])
 
 
 def svg(run: Any, chart: str, **options: Any) -> ElementTree.Element:
@@ -42,7 +43,7 @@ def texts(drawing: ElementTree.Element) -> list[str]:
     return [mark.text or "" for mark in drawing.iter() if mark.tag.endswith("}text")]
 
 
-def cells(records: list[Record], status: str = "ok") -> list[tuple[str, int]]:
+def cells(records: Sequence[Record], status: str = "ok") -> list[tuple[str, int]]:
     return sorted((one.backend, one.seq_len) for one in records if (one.status == "ok") == (status == "ok"))
 
 
@@ -135,10 +136,26 @@ def test_thirty_backends_look_each_its_own_way() -> None:
 
 
 def test_a_chart_is_of_one_group_of_cases() -> None:
-    with pytest.raises(RequestError, match=r"has 2 groups of them: .*causal.*; choose by --causal or --no-causal"):
+    with pytest.raises(
+        RequestError, match=r"has 2 groups of them: .*causal.*; choose one by --where, such as --where \"(.*)\""
+    ) as told:
         draw(small_run(), Figure("time"), "svg")
-    with pytest.raises(RequestError, match="no cell of run has batch 3; among those asked for there is batch 8"):
-        only(small_run(), {"causal": True, "batch": 3})
+    condition = str(told.value).rpartition("--where ")[2].strip('"')
+    shown = points(ElementTree.fromstring(draw(small_run(), Figure("time"), "svg", [condition])))
+    assert len(shown) == len(cells(small_run().records)) / 2, "what it advises works"
+    with pytest.raises(RequestError, match="no record is left"):
+        draw(small_run(), Figure("time"), "svg", ["batch = 3"])
+
+
+def test_groups_are_told_apart_by_whatever_they_differ_in() -> None:
+    cases = [
+        case_of(64, 32),
+        case_of(64, 32, kv_len=128),
+        case_of(64, 32, dtype="float32", precision="tf32", heads=4, kv_heads=2),
+    ]
+    assert telling_apart([failed("a", case, "oom") for case in cases]) == (
+        "heads = 1 AND kv_heads = 1 AND dtype = 'bfloat16' AND precision = 'ieee' AND kv_len = 64"
+    )
 
 
 def test_figures_that_cannot_be_are_refused(run: Any) -> None:
@@ -156,7 +173,7 @@ def test_figures_that_cannot_be_are_refused(run: Any) -> None:
         draw(run_of([failed("a", case_of(256, 32), "oom")]), Figure("time"), "svg")
     with pytest.raises(RequestError, match="no other backend than a is ok"):
         draw(run_of([made("a", case_of(256, 32), 1.0)]), Figure("speedup"), "svg")
-    with pytest.raises(RequestError, match="has no records yet"):
+    with pytest.raises(RequestError, match="none was made yet"):
         draw(run_of([]), Figure("time"), "svg")
 
 
@@ -172,10 +189,12 @@ def test_a_missing_library_is_named_with_the_command_that_brings_it(run: Any, mo
 
 def test_the_command_writes_both_formats(attnbench: Attnbench, tmp_path: Path) -> None:
     directory = kept(small_run(), tmp_path / "run")
-    told = attnbench("report", directory, "--format", "png", "--chart", "limit", "--causal", "--out", "a.png")
+    told = attnbench("report", directory, "--format", "png", "--chart", "limit", "--where", "causal", "--out", "a.png")
     assert (told.returncode, told.stderr) == (0, "")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n")
-    told = attnbench("report", directory, "--format", "svg", "--chart", "time", "--no-causal", "--backend", "fast")
+    told = attnbench(
+        "report", directory, "--format", "svg", "--chart", "time", "--where", "NOT causal", "--backend", "fast"
+    )
     assert {one["backend"] for one in points(ElementTree.fromstring(told.stdout))} == {"fast"}
 
 
@@ -183,9 +202,16 @@ def test_the_command_refuses_in_one_line(attnbench: Attnbench, tmp_path: Path) -
     directory = kept(small_run(), tmp_path / "run")
     for words, message in (
         (("--format", "svg"), "give --chart time|speedup|memory|limit|frontier"),
+        (
+            ("--format", "svg", "--chart", "time", "--sort", "d_model"),
+            "--sort make a table, and --format svg draws a chart",
+        ),
         (("--chart", "time"), "--chart time goes with --format svg or png, and the format is markdown"),
-        (("--format", "svg", "--chart", "time"), "choose by --causal or --no-causal"),
-        (("--format", "png", "--chart", "time", "--causal", "--out", "no/such/folder.png"), "cannot be written"),
+        (("--format", "svg", "--chart", "time"), "choose one by --where"),
+        (
+            ("--format", "png", "--chart", "time", "--where", "causal", "--out", "no/such/folder.png"),
+            "cannot be written",
+        ),
     ):
         told = attnbench("report", directory, *words)
         assert (told.returncode, told.stdout) == (2, "")
@@ -196,7 +222,7 @@ def test_the_command_refuses_in_one_line(attnbench: Attnbench, tmp_path: Path) -
 def test_a_png_is_not_written_to_a_terminal(tmp_path: Path) -> None:
     directory = kept(small_run(), tmp_path / "run")
     ours, theirs = pty.openpty()
-    words = ["report", str(directory), "--format", "png", "--chart", "time", "--causal"]
+    words = ["report", str(directory), "--format", "png", "--chart", "time", "--where", "causal"]
     told = subprocess.run(
         [sys.executable, "-m", "attnbench", *words], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
     )

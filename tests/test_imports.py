@@ -22,7 +22,13 @@ OUTSIDE = [
     "attnbench.doctor",
     "attnbench.calibration",
     "attnbench.analysis.compare",
+    "attnbench.analysis.history",
     "attnbench.analysis.recommend",
+    "attnbench.families",
+    "attnbench.analysis.select",
+    "attnbench.analysis.sql",
+    "attnbench.published",
+    "attnbench.report.terminal",
 ]
 INSIDE = ["attnbench.worker", "attnbench.bench", "attnbench.reference", "attnbench.inputs", "attnbench.backends.sdpa"]
 
@@ -36,6 +42,13 @@ def loads_torch(module: str) -> bool:
 @pytest.mark.parametrize("module", OUTSIDE)
 def test_it_loads_no_torch(module: str) -> None:
     assert not loads_torch(module)
+
+
+def test_what_only_some_commands_need_is_loaded_by_none_at_the_start() -> None:
+    heavy = {"duckdb", "pandas", "scipy"}
+    code = f"import sys, attnbench.cli; print({heavy} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("module", INSIDE)

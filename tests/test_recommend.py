@@ -7,7 +7,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.analysis.recommend import Recommendation, Wish, recommend
+from attnbench.analysis.estimate import Estimate, estimate
+from attnbench.analysis.recommend import Recommendation, recommend
 from attnbench.analysis.snippets import SNIPPETS, snippet
+from attnbench.analysis.wish import Wish
 from attnbench.backends import BUILTIN
 from attnbench.case import Case
 from attnbench.errors import RequestError
+from attnbench.families import DETERMINISM, determinism
 from attnbench.record import Record
 from attnbench.report.recommendation import text
 from attnbench.result import load
@@ -107,6 +111,11 @@ def test_each_pass_has_its_own_fastest(wish: dict[str, str], fastest: str) -> No
         cell("step", 1.0, forward_ms=2.0, backward_ms=2.0),
     ]
     assert recommended(cells, **wish).winner.backend == fastest
+
+
+def test_it_needs_no_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert recommended(power_law("eager", 2.0), seq_len=200).winner.backend == "eager"
 
 
 def test_a_run_of_forwards_is_asked_for_its_forwards() -> None:
@@ -221,9 +230,9 @@ def test_what_a_run_cannot_answer_is_one_line(records: list[Record], wish: dict[
 @pytest.mark.parametrize(
     ("n", "used", "how"),
     [
-        (256, (128, 512), "interpolated between 128 and 512"),
+        (256, (128, 512), "interpolated between seq_len 128 and 512"),
         (65, (64, 128), "interpolated between"),
-        (2048, (512, 1024), "extrapolated, which is less certain, from 512 and 1024"),
+        (2048, (512, 1024), "extrapolated, which is less certain, from seq_len 512 and 1024"),
         (32, (64, 128), "extrapolated"),
     ],
 )
@@ -235,8 +244,8 @@ def test_a_power_law_is_met_exactly(n: int, used: tuple[int, ...], how: str) -> 
     assert first.peak_MiB == pytest.approx(n / 4)
     assert first.error
     assert first.error.maximum == pytest.approx(0, abs=1e-12)
-    assert (first.seq_lens, first.error.lengths) == (used, 2)
-    assert f"seq_len {n} was not measured: its times are {how}" in text(found)
+    assert (first.seq_lens, first.error.shapes) == (used, 2)
+    assert f"seq_len {n} with d_model 16 was not measured: its times are {how}" in text(found)
     assert found.to_dict()["measured"] is False
 
 
@@ -254,7 +263,7 @@ def test_the_error_of_a_bent_law_is_told_and_counts_as_noise() -> None:
     assert found.too_close(second)
     measured = recommended([cell("eager"), cell("sdpa", 1.05)])
     assert not measured.too_close(measured.candidates[1])
-    assert "2 measured lengths of eager came out wrong by" in text(found)
+    assert "2 measured shapes of eager came out wrong by" in text(found)
 
 
 def test_an_error_that_nothing_tells_settles_nothing() -> None:
@@ -263,7 +272,7 @@ def test_an_error_that_nothing_tells_settles_nothing() -> None:
     )
     assert (found.winner.error, found.winner.noise) == (None, None)
     assert found.too_close(found.candidates[1])
-    assert "it takes three measured lengths in a row" in text(found)
+    assert "too few shapes were measured to leave one out" in text(found)
     assert "within an error that nothing here tells" in text(found)
     assert json.dumps(found.to_dict(), allow_nan=False)
 
@@ -302,18 +311,120 @@ def test_lines_are_drawn_on_from_lengths_as_far_apart() -> None:
         recommended(power_law("eager", 2, lengths=(64, 66)), seq_len=100)
 
 
-def test_the_next_larger_d_model_stands_in_for_each_backend() -> None:
+def test_a_d_model_between_two_is_interpolated_and_below_all_the_smallest_stands_in() -> None:
     cells = [*(cell("eager", d / 16, d=d) for d in (16, 32, 64)), *(cell("sdpa", 1.5, d=d) for d in (16, 64))]
     found = recommended(cells, d_model=24)
-    assert [(one.backend, one.d_model, one.ms) for one in found.candidates] == [("sdpa", 64, 1.5), ("eager", 32, 2.0)]
-    assert "d_model 24 was not measured: 64 stands in for it" in text(found)
+    assert [(one.backend, one.d_models, one.ms) for one in found.candidates] == [
+        ("eager", (16, 32), pytest.approx(1.5)), ("sdpa", (16, 64), pytest.approx(1.5))
+    ]  # fmt: skip
+    assert found.candidates[0].error
+    assert (found.candidates[0].kind, found.candidates[0].error.shapes) == ("between d_models", 1)
+    assert "d_model 24 was not measured: its times are interpolated between d_model 16 and 32" in text(found)
     assert found.to_dict()["measured"] is False
-    assert "stands in" not in text(recommended(cells, d_model=16))
+    below = recommended(cells, d_model=8)
+    assert [(one.kind, one.d_models, one.ms) for one in below.candidates] == [
+        ("larger d_model", (16,), 1.0), ("larger d_model", (16,), 1.5)
+    ]  # fmt: skip
+    assert "d_model 16 stands in for it" in text(below)
+    assert "was not measured" not in text(recommended(cells, d_model=16))
     assert reasons(recommended([*cells, cell("naive", d=16)], d_model=24)) == {
         "naive": "d_model 24 is above the largest measured, 16"
     }
     with pytest.raises(RequestError, match=r"d_model 65 is above the largest measured, 64 \(eager, sdpa\)"):
         recommended(cells, d_model=65)
+
+
+def plane(backend: str, n: int, d: int) -> Record:
+    """Times of which length and d_model are factors, each bent as it likes."""
+    return cell(backend, (1.0 + (n / 512) ** 2) * (1.0 + d / 100), n, d=d)
+
+
+@pytest.mark.parametrize("left_out", [(64, 16), (64, 32), (1024, 64), (256, 32), (512, 16), (256, 64)])
+def test_a_shape_beside_others_is_blended_from_them(left_out: tuple[int, int]) -> None:
+    shapes = [(n, d) for n in (64, 256, 512, 1024) for d in (16, 32, 64)]
+    cells = [plane("eager", n, d).but(forward_peak_MiB=n * d / 64) for n, d in shapes if (n, d) != left_out]
+    found = recommended(cells, seq_len=left_out[0], d_model=left_out[1])
+    assert found.winner.kind == "beside"
+    assert found.winner.ms == pytest.approx(plane("eager", *left_out).forward_backward_ms)
+    assert found.winner.peak_MiB == pytest.approx(left_out[0] * left_out[1] / 64)
+    assert found.winner.error
+    assert found.winner.error.maximum == pytest.approx(0, abs=1e-9)
+    assert "its times are estimated from those beside it, at seq_len" in text(found)
+
+
+def test_neither_length_nor_d_model_measured_is_estimated_along_both() -> None:
+    cells = [cell("eager", n**2 * d * 1e-6, n, d=d) for n in (64, 128, 512) for d in (16, 64, 128)]
+    found = recommended(cells, seq_len=300, d_model=32)
+    assert (found.winner.kind, found.winner.seq_lens, found.winner.d_models) == ("far", (128, 512), (16, 64))
+    assert found.winner.ms == pytest.approx(300**2 * 32e-6)
+    assert "estimated, which is less certain, from seq_len 128 and 512 and d_model 16 and 64" in text(found)
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, unique=True), st.tuples(
+    st.integers(1, 300), st.integers(1, 300)))  # fmt: skip
+def test_weights_sum_to_one_and_are_of_measured_shapes(measured: list[tuple[int, int]], shape: tuple[int, int]) -> None:
+    made = estimate(measured, shape)
+    if isinstance(made, Estimate):
+        assert sum(made.weights.values()) == pytest.approx(1)
+        assert set(made.weights) <= set(measured)
+        assert (made.kind == "measured") == (shape in measured)
+
+
+CLOSE = 0.05
+"""How much slower than the best the recommended backend may be, where the shape was left out of the run."""
+
+
+def losses(run: Run, what: str, hide: Callable[[Case, Case], bool]) -> dict[Case, float | None]:
+    """How much slower than the fastest the backend is that is recommended for each case without those that `hide` takes.
+
+    None where nothing can be said of it.
+    """
+    field = {"forward": "forward_ms", "backward": "backward_ms", "step": "forward_backward_ms"}[what]
+    times: dict[Case, dict[str, float]] = {}
+    for one in run.records:
+        if one.status == "ok":
+            times.setdefault(one.case, {})[one.backend] = getattr(one, field)
+    found: dict[Case, float | None] = {}
+    for case, by_backend in times.items():
+        rest = replace(run, records=[one for one in run.records if not hide(one.case, case)])
+        try:
+            chosen = recommend(rest, Wish(**case.to_dict(), what=what)).winner.backend
+        except RequestError:
+            found[case] = None
+        else:
+            found[case] = by_backend.get(chosen, math.inf) / min(by_backend.values()) - 1
+    return found
+
+
+def inner(case: Case) -> bool:
+    return 256 < case.seq_len < 16384 and 16 < case.d_model < 128
+
+
+@pytest.mark.parametrize("what", ["forward", "backward", "step"])
+@pytest.mark.parametrize("name", [name for name in STORED if "protocol" not in name])
+def test_a_shape_left_out_is_recommended_nearly_the_best(name: str, what: str) -> None:
+    found = losses(load(RESULTS / name), what, lambda one, case: one == case)
+    for title, told in (
+        ("inner", [loss for case, loss in found.items() if inner(case)]),
+        ("edge", [loss for case, loss in found.items() if not inner(case)]),
+        ("all", list(found.values())),
+    ):
+        close = sum(loss is not None and loss <= CLOSE for loss in told)
+        print(f"{name} {what}: {close} of {len(told)} {title} shapes within {CLOSE:.0%}")
+        assert close >= 0.9 * len(told) or title != "all"
+    assert len(found) == 20
+
+
+@pytest.mark.parametrize("name", [name for name in STORED if "protocol" not in name])
+def test_a_length_left_out_altogether_is_recommended_nearly_the_best(name: str) -> None:
+    run = load(RESULTS / name)
+    told: list[float | None] = []
+    for what in ("forward", "backward", "step"):
+        found = losses(run, what, lambda one, case: one.seq_len == case.seq_len)
+        told += [loss for case, loss in found.items() if 256 < case.seq_len < 16384]
+    close = sum(loss is not None and loss <= CLOSE for loss in told)
+    print(f"{name}: {close} of {len(told)} within {CLOSE:.0%}, their lengths lying between measured ones")
+    assert close >= 0.9 * len(told)
 
 
 TIMES = st.dictionaries(st.sampled_from(list(BUILTIN)), st.tuples(st.floats(1e-3, 1e4), st.floats(0, 0.5)), min_size=1)
@@ -443,6 +554,125 @@ def test_the_code_of_any_other_backend_builds_it() -> None:
     assert "sys.path.insert(0, 'kernels')\nfrom own import fast\n" in recommend(run, Wish()).snippet
 
 
+# --- the same gradients each time -------------------------------------------------------------------------------------
+
+ON_CUDA = {
+    "sdpa-cudnn": (1.0, ("cudnn_fwd",)),
+    "sdpa": (1.1, ("cudnn_fwd",)),
+    "sdpa-flash": (2.0, ("flash_fwd",)),
+    "sdpa-efficient": (3.0, ("fmha",)),
+    "flex": (4.0, ("triton_flex_attention",)),
+    "eager": (9.0, ()),
+    "mine.py:attention": (0.5, ()),
+}
+
+
+def on_cuda(**other: tuple[float, tuple[str, ...]]) -> Run:
+    cells = [
+        cell(backend, ms, forward_ms=ms, kernels_forward=kernels).but(device="cuda")
+        for backend, (ms, kernels) in (ON_CUDA | other).items()
+    ]
+    return run_of(cells, device="cuda")
+
+
+def test_only_backends_with_the_same_gradients_each_time() -> None:
+    found = recommend(on_cuda(), Wish(deterministic=True))
+    assert names(found) == ["sdpa-flash", "sdpa-efficient", "flex", "eager"]
+    why = reasons(found)
+    assert "PyTorch takes no cuDNN attention" in why["sdpa-cudnn"]
+    assert "it chose cuDNN" in why["sdpa"]
+    assert why["mine.py:attention"] == "whether its gradients are the same each time is not known"
+    assert names(recommend(on_cuda(), Wish()))[0] == "mine.py:attention"
+    told = found.to_dict()
+    assert told["deterministic"] is True
+    assert [one["determinism"]["by_setting"] for one in told["candidates"]] == [True, True, False, False]
+    assert "the fastest whose gradients are the same each time is sdpa-flash: 2 ms." in text(found)
+
+
+def test_a_time_without_the_setting_is_one_at_the_least() -> None:
+    found = recommend(on_cuda(), Wish(deterministic=True))
+    assert [one.at_least for one in found.candidates] == [True, True, False, False]
+    assert all(found.too_close(one) for one in found.candidates[1:])
+    assert "50 % slower, and the time of the first is one at the least." in text(found)
+    assert "The times of sdpa-flash, sdpa-efficient are those without torch.use_deterministic_algorithms" in text(found)
+    assert "| ≥ 2 " in text(found)
+    forward = recommend(on_cuda(), Wish(deterministic=True, what="forward"))
+    assert not forward.too_close(forward.candidates[1])
+    assert "The times of" not in text(forward)
+    settled = recommend(on_cuda(flex=(1.5, ())), Wish(deterministic=True))
+    assert names(settled)[:2] == ["flex", "sdpa-flash"]
+    assert not settled.too_close(settled.candidates[1]), "it could only be slower still"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "possible"),
+    [(("flash_bwd",), True), (("fmha_cutlassB",), True), (("softmax",), True), (("cudnn_x",), False), (("gemm",), False), ((), False)],
+)  # fmt: skip
+def test_sdpa_is_as_deterministic_as_what_it_chose(kernels: tuple[str, ...], possible: bool) -> None:
+    found = recommend(on_cuda(sdpa=(0.1, kernels)), Wish(deterministic=True))
+    assert ("sdpa" in names(found)) == possible
+    two = determinism("sdpa", "cuda", [(("flash_fwd",), ()), (("cudnn_fwd",), ())])
+    assert not two.possible, "another one for each shape"
+
+
+def test_every_backend_that_ships_is_known_and_everything_of_it_is_fixed_on_a_cpu() -> None:
+    assert set(DETERMINISM) | {"sdpa"} == set(BUILTIN)
+    assert all(determinism(name, "cpu", []).possible for name in BUILTIN)
+    assert not determinism("mine.py:f", "cpu", []).possible
+    assert not determinism("mine.py:f", "cuda", []).possible
+
+
+def test_no_backend_with_the_same_gradients_is_one_line() -> None:
+    run = run_of([cell("sdpa-cudnn").but(device="cuda"), cell("own:f").but(device="cuda")], device="cuda")
+    with pytest.raises(
+        RequestError, match=r"fits: cuDNN's backward is not deterministic; .* \(sdpa-cudnn\); whether its"
+    ):
+        recommend(run, Wish(deterministic=True))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("backend", BUILTIN)
+def test_the_code_sets_what_determinism_needs(backend: str, device: str, precision: str) -> None:
+    code = snippet(backend, small(precision=precision), deterministic_on=device)
+    compile(code, backend, "exec")
+    lines = code.splitlines()
+    setting = lines.index("torch.use_deterministic_algorithms(True)")
+    assert lines.index("import torch") < setting < lines.index(next(line for line in lines if "out = " in line))
+    assert (lines[0:3].count("import os") == 1) == (device == "cuda")
+    assert ("CUBLAS_WORKSPACE_CONFIG" in code) == (device == "cuda")
+    assert ("set_float32_matmul_precision" in code) == (precision == "tf32")
+    assert "deterministic" not in snippet(backend, small())
+
+
+@pytest.mark.parametrize("case", [CASES["full"], CASES["causal"]], ids=["full", "causal"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["code for cpu", "code for cuda"])
+@pytest.mark.parametrize("backend", ["naive", "eager", "sdpa", "sdpa-math", "sdpa-flash"])
+def test_its_gradients_are_the_same_each_time_here(
+    backend: str, device: str, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    larger = small(seq_len=256, kv_len=256, causal=case.causal)
+    code = snippet(backend, larger, deterministic_on=device)
+
+    def gradients() -> list[Any]:
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1, 2, 256, 16, requires_grad=True) for _ in range(3))
+        given: dict[str, Any] = {"q": q, "k": k, "v": v}
+        exec(code, given)
+        assert torch.are_deterministic_algorithms_enabled()
+        return list(torch.autograd.grad(given["out"], (q, k, v), torch.randn(1, 2, 256, 16)))
+
+    try:
+        once, again = gradients(), gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
+    assert any(bool(x.any()) for x in once)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +705,7 @@ def test_the_command_end_to_end(stored: Path) -> None:
         ((), 2, "seq_len 64, 128, 512, 1024; choose by --seq-len"),
         (("--seq-len", "64", "--causal"), 2, "mask causal was not measured"),
         (("--seq-len", "64", "--memory", "1GiB"), 2, "its memory was not measured, so it may not fit (eager, sdpa)"),
+        (("--seq-len", "64", "--deterministic"), 0, "torch.use_deterministic_algorithms(True)"),
         (("--seq-len", "64", "--memory", "8 bananas"), 2, "is not a size; write it like 8GiB"),
         (("--seq-len", "many"), 2, "'many' is not a valid integer"),
         (("--seq-len", "9" * 5000), 2, "is not a valid integer"),

@@ -21,6 +21,7 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset
 from attnbench.plan import Plan, make_plan
 from attnbench.progress import Display, display
+from attnbench.published import is_published
 from attnbench.report import check_layout, documents
 from attnbench.request import DEFAULT_BUDGET_S, DEFAULT_TIMEOUT_S, Request, expand_backends, parse_device
 from attnbench.result import Result, load
@@ -167,6 +168,8 @@ def resume_run(directory: Path, request: Request | None, *, quiet: bool, layout:
     Raises:
         RequestError: the request, the machine or its software is another; and as `run` does.
     """
+    if is_published(directory):
+        raise RequestError(f"{directory} is a published run, and finished; --out takes a directory")
     before = load(directory)
     asked = Request.from_dict(before.header.request)
     if request and (difference := asked.difference(request)):

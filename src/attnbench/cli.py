@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -14,28 +15,32 @@ from typing import Any
 import click
 
 from attnbench import api, calibration, machine
-from attnbench.analysis.compare import compare, default_threshold, parse_threshold
-from attnbench.analysis.recommend import PASSES as RECOMMENDED
-from attnbench.analysis.recommend import Wish, recommend
+from attnbench.analysis.compare import compare
+from attnbench.analysis.recommend import recommend
+from attnbench.analysis.sql import ask
+from attnbench.analysis.verdict import default_threshold, parse_threshold
+from attnbench.analysis.wish import PASSES as RECOMMENDED
+from attnbench.analysis.wish import Wish
 from attnbench.case import PRECISIONS
 from attnbench.doctor import diagnose
-from attnbench.errors import RequestError
+from attnbench.errors import RequestError, printable, unknown
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, presets
-from attnbench.options import case_options, grid_options, measuring_options, request_from
+from attnbench.options import grid_options, measuring_options, request_from, selecting_options, selection_from
 from attnbench.plan import describe, make_plan
-from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render
+from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render, terminal, write
 from attnbench.report.charts import CHARTS
 from attnbench.report.charts import PASSES as DRAWN
 from attnbench.report.figures import FORMATS as PICTURES
 from attnbench.report.figures import Figure, draw
-from attnbench.report.groups import only
+from attnbench.report.tables import DATA
 from attnbench.request import Request, expand_backends, parse_bytes, parse_device
 from attnbench.result import Result, load
 from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
 from attnbench.store import DiskFull
 
 WRONG_REQUEST, INTERRUPTED = 2, 130
+QUERY_FORMATS = ("markdown", "csv", "json")
 
 
 def main() -> None:
@@ -71,25 +76,20 @@ def _open_closed_streams() -> None:
 def _print(text: str, *, newline: bool = True, to: str = "stdout") -> None:
     """Prints a document. A reader that has had enough of it, as `head`, is no failure."""
     stream = getattr(sys, to)
+    whole = text + "\n" * newline
     try:
-        stream.write(text + "\n" * newline)
+        try:
+            stream.write(whole)
+        except UnicodeEncodeError:  # a stream that has no ± or ×
+            stream.write(whole.encode(stream.encoding, "replace").decode(stream.encoding))
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _print_bytes(document: bytes) -> None:
-    """Prints a document as it is, as `_print` does."""
-    try:
-        sys.stdout.buffer.write(document)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _say(text: str) -> None:
     """One line on standard error."""
-    _print(f"attnbench: {' '.join(text.split())}", to="stderr")
+    _print(f"attnbench: {printable(text)}", to="stderr")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, no_args_is_help=False)
@@ -202,46 +202,45 @@ def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
 @click.option("--layout", metavar="|".join(LAYOUTS), default="full", help="Default: full.")
 @click.option("--chart", metavar="|".join(CHARTS), help="What svg and png show.")
 @click.option("--pass", "timed", metavar="|".join(DRAWN), help="The pass that a chart is of. Default: forward.")
-@click.option(
-    "--baseline", metavar="NAME", help="What the speed-ups of a chart are over. Default: eager, or the first."
-)
 @click.option("--backend", metavar="NAME", help="Only this one.")
-@case_options
+@selecting_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file, not to standard output.")
 def report(
-    directory: Path, format: str, layout: str, chart: str | None, timed: str | None, baseline: str | None,
-    backend: str | None, out: Path | None, **chosen: Any,
+    directory: Path, format: str, layout: str, chart: str | None, timed: str | None, backend: str | None,
+    out: Path | None, **selected: Any,
 ) -> None:  # fmt: skip
-    """A run directory as a document, or a chart of it."""
-    figure = _figure(format, chart, timed, baseline)
-    run = only(load(directory), chosen | {"backend": backend} if figure else chosen)
-    if figure is None:
-        document = render(run, format, layout, backend).encode()
-    elif format == "png" and out is None and sys.stdout.isatty():
-        raise RequestError("a png is nothing for a terminal; give --out FILE, or send standard output elsewhere")
-    else:
-        document = draw(run, figure, format)
-    if out is None:
-        _print_bytes(document)
-        return
-    try:
-        out.write_bytes(document)
-    except OSError as error:
-        raise RequestError(f"{out} cannot be written: {error.strerror}") from None
-
-
-def _figure(format: str, chart: str | None, timed: str | None, baseline: str | None) -> Figure | None:
-    """What to draw; None where a document is asked for."""
+    """A run directory as a document, as a table, or as a chart."""
+    selection = selection_from(selected)
     if format in PICTURES:
-        if chart is None:
-            raise RequestError(f"--format {format} needs to know what to draw: give --chart {'|'.join(CHARTS)}")
-        return Figure(chart, timed, baseline)
-    for option, value in (("--chart", chart), ("--pass", timed), ("--baseline", baseline)):
+        figure = Figure.of(format, chart, timed, selection)
+        if format == "png" and out is None and sys.stdout.isatty():
+            raise RequestError("a png is nothing for a terminal; give --out FILE, or send standard output elsewhere")
+        _put(draw(load(directory), figure, format, selection.where, backend), out)
+        return
+    for option, value in (("--chart", chart), ("--pass", timed)):
         if value is not None:
             raise RequestError(
                 f"{option} {value} goes with --format {' or '.join(PICTURES)}, and the format is {format}"
             )
-    return None
+    run = load(directory)
+    if out is None:
+        _print(render(run, format, layout, backend, selection), newline=False)
+    else:
+        write(run, out, format, layout, backend, selection)
+
+
+def _put(picture: bytes, out: Path | None) -> None:
+    """Writes a picture to a file or, as it is, to standard output."""
+    try:
+        if out is not None:
+            out.write_bytes(picture)
+        else:
+            sys.stdout.buffer.write(picture)
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise RequestError(f"{out or 'standard output'} cannot be written: {error.strerror}") from None
 
 
 @cli.command()
@@ -265,21 +264,41 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.command("compare")
-@click.argument("before", type=click.Path(path_type=Path), metavar="A")
-@click.argument("after", type=click.Path(path_type=Path), metavar="B")
+@click.argument("directories", nargs=-1, type=click.Path(path_type=Path), metavar="A B")
+@click.option("--history", "series", is_flag=True, help="Of two runs or more: at which run each cell changed.")
 @click.option(
     "--threshold",
     metavar="SHARE",
     help="A change up to this is of no interest, such as 2% or 0.02. Default: 2% on a GPU, 10% on a CPU.",
 )
 @click.option("--format", metavar="|".join(comparison.FORMATS), default="markdown", help="Default: markdown.")
-def compare_runs(before: Path, after: Path, threshold: str | None, format: str) -> int:
-    """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A."""
-    a, b = load(before), load(after)
-    found = compare(a, b, default_threshold(a) if threshold is None else parse_threshold(threshold))
-    _print(comparison.render(found, format), newline=False)
-    _print(f"\n{comparison.headline(found)}", to="stderr")
-    return found.exit_code
+def compare_runs(directories: tuple[Path, ...], series: bool, threshold: str | None, format: str) -> int:
+    """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A.
+
+    With --history, any number of runs in the order in which they started; exit code 1 where the newest is worse than
+    those before it since the last change.
+    """
+    comparison.check_format(format)
+    if not series and len(directories) != 2:
+        raise RequestError(
+            f"compare takes two runs, A and B, and was given {len(directories)}; for more, add --history"
+        )
+    runs = [load(directory) for directory in directories]
+    share = parse_threshold(threshold) if threshold is not None else default_threshold(runs[0]) if runs else 0.0
+    if series:
+        from attnbench.analysis.history import history  # here, so that other commands start without it
+        from attnbench.report import history as report_history
+
+        of_all = history(runs, share)
+        text, notices, outcome = report_history.render(of_all, format), of_all.notices, report_history.headline(of_all)
+        exit_code = of_all.exit_code
+    else:
+        found = compare(runs[0], runs[1], share)
+        text, notices, outcome = comparison.render(found, format), found.notices, comparison.headline(found)
+        exit_code = found.exit_code
+    _print(text, newline=False)
+    _print("\n" + "\n".join([*(f"WARNING: {notice}" for notice in notices), outcome]), to="stderr")
+    return exit_code
 
 
 @cli.command("recommend")
@@ -295,15 +314,36 @@ def compare_runs(before: Path, after: Path, threshold: str | None, format: str) 
 @click.option("--causal/--no-causal", "causal", default=None, help="With or without the causal mask.")
 @click.option("--pass", "what", metavar="|".join(RECOMMENDED), help="What has to be fast. Default: step, both passes.")
 @click.option("--memory", metavar="SIZE", help="What the backend may hold, such as 16GiB.")
+@click.option("--deterministic", is_flag=True, help="Only backends whose gradients are the same each time.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def recommend_backend(directory: Path, memory: str | None, as_json: bool, **wished: Any) -> None:
     """From a run: the fastest right backend for a shape, and the code that calls it.
 
-    What is not given is the run's own, where it has one value only. Lengths between those measured are interpolated.
+    What is not given is the run's own, where it has one value only. Shapes between those measured are estimated.
     """
     wish = Wish(**wished, memory_bytes=parse_bytes(memory) if memory is not None else None)
     found = recommend(load(directory), wish)
     _print(json.dumps(found.to_dict(), indent=1, allow_nan=False) if as_json else recommendation.text(found))
+
+
+@cli.command("show")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
+def show_run(directory: Path) -> None:
+    """A run on this terminal: the fastest backends, by how much, statuses, and how far each got."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size().columns
+    _print(terminal.text(load(directory), width, colour=colour), newline=False)
+
+
+@cli.command()
+@click.argument("question", metavar="SQL")
+@click.argument("directories", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
+@click.option("--format", metavar="|".join(QUERY_FORMATS), default="markdown", help="Default: markdown.")
+def query(question: str, directories: tuple[Path, ...], format: str) -> None:
+    """The answer to a SELECT over the tables `records` and `runs` of one run or many."""
+    if format not in QUERY_FORMATS:
+        raise unknown("format", format, QUERY_FORMATS)
+    _print(DATA[format](ask([load(directory) for directory in directories], question)), newline=False)
 
 
 @cli.command("presets")

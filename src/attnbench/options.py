@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from attnbench import api
+from attnbench.analysis.select import Selection, parse_columns, parse_pivot
 from attnbench.case import DTYPES, PRECISIONS
 from attnbench.errors import RequestError
 from attnbench.grid import Spec, preset, read_spec
@@ -57,22 +58,6 @@ def grid_options(command: Command) -> Command:
     return command
 
 
-def case_options(command: Command) -> Command:
-    """Which of the cells that a run has."""
-    options = [
-        click.option("--dtype", metavar="NAME", help="Only cells of this element type; likewise the options below."),
-        click.option("--precision", metavar="|".join(PRECISIONS)),
-        click.option("--causal/--no-causal", "causal", default=None),
-        *(click.option(f"--{name.replace('_', '-')}", name, type=int, metavar="N") for name in _CHOSEN),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_CHOSEN = ("batch", "heads", "kv_heads", "seq_len", "kv_len", "d_model")
-
-
 def measuring_options(command: Command) -> Command:
     """How to measure it."""
     options = [
@@ -92,6 +77,31 @@ def measuring_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def selecting_options(command: Command) -> Command:
+    """Which part of a run, and as which table."""
+    options = [
+        click.option("--where", multiple=True, metavar="CONDITION", help="Only records for which this SQL condition holds, such as 'd_model = 64'; repeatable."),
+        click.option("--columns", metavar="LIST", help="One table of these columns, such as backend,seq_len,forward_ms."),
+        click.option("--pivot", metavar="ROWSxCOLSxVALUE", help="One table of a value by two others, such as seq_lenxd_modelxforward_ms."),
+        click.option("--baseline", metavar="BACKEND", help="Add the speed-up of every record over this backend's."),
+        click.option("--sort", metavar="COLUMN", help="Sort by a column; -COLUMN for the greatest first."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def selection_from(options: Mapping[str, Any]) -> Selection:
+    """What the options above ask for. Raises `RequestError` where they cannot be read."""
+    return Selection(
+        options["where"],
+        parse_columns(options["columns"]),
+        parse_pivot(options["pivot"]),
+        options["baseline"],
+        options["sort"],
+    )
 
 
 def spec_from(options: Mapping[str, Any]) -> Spec:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from attnbench import cost
 from attnbench.case import Case
 from attnbench.errors import RequestError
+from attnbench.schema import misfit
 
 SCHEMA_VERSION = 1
 
@@ -143,7 +144,8 @@ class Record:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field by its name, in the schema's order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def of(cls, case: Case, backend: str, *, run_id: str, device: str, status: Status, **outcome: Any) -> Record:
@@ -191,6 +193,8 @@ class Record:
             raise RequestError(f"a record's cell_id, {record.cell_id!r}, is not that of its case and backend")
         if record.status not in STATUSES:
             raise RequestError(f"a record has status {record.status!r}, which is none of {', '.join(STATUSES)}")
+        if wrong := misfit(record):
+            raise RequestError(f"a record's {wrong}")
         return record
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbench.errors import RequestError
+from attnbench.published import is_published, read_published
 from attnbench.record import Record
 from attnbench.report import render
-from attnbench.store import Run, read_header, read_records
+from attnbench.store import Run, read_run
 
 if TYPE_CHECKING:
     import pandas
@@ -39,10 +40,10 @@ class Result(Run):
 
 
 def load(directory: str | Path) -> Result:
-    """The run in a directory, whether finished or not.
+    """The run in a directory, whether finished or not, or a published one by its name, such as `reference:h200`.
 
     Raises:
         RequestError: there is no run, or not one that this attnbench can read.
     """
     path = Path(directory)
-    return Result(path, read_header(path), read_records(path))
+    return Result(path, *(read_published(path) if is_published(path) else read_run(path)))

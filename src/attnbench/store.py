@@ -20,6 +20,7 @@ from typing import Any
 
 from attnbench.errors import RequestError
 from attnbench.record import FAILURES, SCHEMA_VERSION, Record
+from attnbench.schema import misfit, read_json
 
 HEADER, RECORDS = "run.json", "records.jsonl"
 
@@ -72,19 +73,58 @@ def read_header(directory: Path) -> Header:
     """A run's header. Raises `RequestError` where the directory holds no run that this attnbench can read."""
     path = directory / HEADER
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        values = read_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         what = "is not a run directory: it has no run.json" if directory.is_dir() else "does not exist"
+        what = "is a file" if directory.is_file() else what
         raise RequestError(f"{directory} {what}; a run directory is what `attnbench run --out DIR` leaves") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise RequestError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         found = values.get("schema_version") if isinstance(values, dict) else None
         raise RequestError(f"{path} has schema {found}; this attnbench reads schema {SCHEMA_VERSION}")
     try:
-        return Header(**values)
+        header = Header(**values)
     except TypeError as error:
         raise RequestError(f"{path} is not the header of a run: {error}") from None
+    if wrong := misfit(header):
+        raise RequestError(f"{path} is not the header of a run: its {wrong}")
+    return header
+
+
+NEEDED: dict[str, dict[str, Any]] = {"request": {"device": str, "protocol": str}}
+"""What every reader of a run takes from its header, and of which types it has to be."""
+
+TOLD: dict[str, dict[str, Any]] = {
+    "request": {"budget_s": (int, float), "seed": int, "backends": list},
+    "machine": dict.fromkeys(("cpu", "system", "kernel", "python"), str)
+    | dict.fromkeys(("physical_cores", "memory_MiB"), int)
+    | {"packages": dict, "gpus": list},
+}
+"""The same of documents, which tell of the machine and how it was measured."""
+
+
+def require(directory: Path, header: Header, needed: dict[str, dict[str, Any]] = TOLD) -> None:
+    """Raises `RequestError` where a header lacks what a reader needs."""
+    for name, types in needed.items():
+        part = getattr(header, name)
+        if missing := [key for key, wanted in types.items() if not isinstance(part.get(key), wanted)]:
+            raise RequestError(
+                f"{directory / HEADER} is not the header of a run: its {name} tells no {', '.join(missing)}"
+            )
+
+
+def read_run(directory: Path) -> tuple[Header, list[Record]]:
+    """A run: its header, and its finished cells in the order they finished.
+
+    Raises:
+        RequestError: the directory holds no run, or a line other than a torn last one is no record.
+    """
+    header = read_header(directory)
+    require(directory, header, NEEDED)
+    return header, read_records(directory)
 
 
 def read_records(directory: Path) -> list[Record]:
@@ -101,15 +141,15 @@ def _parse(path: Path, run_id: str) -> tuple[list[Record], int]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return [], 0
+        raise RequestError(f"{path.parent} is damaged: it has {HEADER}, but no {RECORDS}") from None
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error}") from None
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
     *lines, torn = data.split(b"\n")
     records: list[Record] = []
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         try:
-            record = Record.from_dict(json.loads(line))
+            record = Record.from_dict(read_json(line))
         except ValueError as error:
             raise RequestError(f"{path}, line {number}: {error}") from None
         if record.run_id != run_id:

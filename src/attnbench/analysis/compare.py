@@ -3,65 +3,41 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from attnbench import machine
+from attnbench.analysis.differences import notices
+from attnbench.analysis.verdict import (
+    MOST_DRIFT,
+    REGRESSIONS,
+    VERDICTS,
+    Change,
+    Verdict,
+    change,
+    judge_error,
+    judge_memory,
+    judge_time,
+    kind,
+    mean_interval,
+    with_certainty,
+)
 from attnbench.errors import RequestError
-from attnbench.noise import relative_error
 from attnbench.record import PASSES as TIMES
 from attnbench.record import Record
 from attnbench.store import Run
-
-Verdict = Literal[
-    "slower", "broke", "more memory", "faster", "mended", "less memory", "changed", "unclear", "same"
-]  # fmt: skip
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-REGRESSIONS, IMPROVEMENTS = VERDICTS[:3], VERDICTS[3:6]
-
-DEFAULT_THRESHOLD = {"cuda": 0.02, "cpu": 0.1}
-"""By device. A shared CPU drifts by as much from one run to the next, and neither run can tell."""
 
 PASSES = ("forward", "backward")
 """Passes that a verdict is given on. A whole step is both over again: it is compared, and not judged."""
 
 PEAKS = {"forward peak": "forward_peak_MiB", "backward peak": "backward_peak_MiB"}
 
+ERRORS = {f"error of {name}": f"error_{name}" for name in ("out", "dq", "dk", "dv")}
+
 MEASURED = {name: f"{name}_ms" for name in PASSES} | PEAKS
 """All that is judged in a cell that is right in both. A number that one of them lacks must not pass for the same."""
-
-SETTINGS = (
-    "device", "passes", "protocol", "clock", "warm_cache", "budget_s", "timeout_s", "memory_limit_bytes", "seed",
-)  # fmt: skip
-"""What of a request bears on its cells' outcomes."""
-
-SOFTWARE = ("attnbench", "driver", "software", "threads", "environment")
-"""What bears on them besides and is no part of a machine's identity."""
-
-RESOLUTION_MS = {"cuda": 0.002, "cpu": 0.0}
-"""Differences below this tell nothing, by device: CUDA events resolve a microsecond or so, and launches jitter."""
-
-LAUNCHES_MS = 0.005
-"""The same of cells that are `launch_bound`: the gaps between their kernels differ by as much from process to process."""
-
-CERTAIN, LIKELY = 3.0, 2.0
-"""How many uncertainties a change must exceed to be one, and how many an unchanged time must leave room for."""
-
-ROOM = 1.5
-"""How many times the least change of interest may lie between two times that are called the same, noise included."""
-
-LONE_NOISE = {"cpu": 0.05, "cuda": 0.01}
-"""What is taken for the relative uncertainty of a single sample, by device, and 1/n of it for that of n: a few samples
-that happen to lie together do not show how far apart they could lie. On an H200, 97 % of the cells above 10 ms scatter
-by less."""
-
-LEAST_MEMORY, LEAST_MEMORY_MIB = 0.01, {"cuda": 1.0, "cpu": 4.0}
-"""By how much a peak must have moved at the least, relatively and in all: allocators round up, and the peak of a
-resident set, two huge pages of which are 4 MiB, was seen to differ by 1.5 MiB from one run to the next."""
 
 FRACTIONS = (0.005, 0.01, 0.015, 0.02, 0.05)
 """How far apart two medians may be, for the shares that `agreement` tells."""
@@ -69,10 +45,11 @@ FRACTIONS = (0.005, 0.01, 0.015, 0.02, 0.05)
 
 @dataclass(frozen=True)
 class Finding:
-    """What one quantity of a cell was and is: the time of a pass in ms, a peak of memory in MiB, or the status.
+    """What one quantity of a cell was and is: the time of a pass in ms, a peak of memory in MiB, an error, or the status.
 
     All relative: `uncertainty` is that of `ratio`, `resolution` the least difference that the device can tell, `clock`
-    how much of a difference the SM clock explains. `verdict` is None for what is shown and not judged.
+    how much of a difference the SM clock explains. `p` is the probability of as large a change of a time by chance,
+    adjusted for the number of cells. `verdict` is None for what is shown and not judged.
     """
 
     cell_id: str
@@ -85,24 +62,29 @@ class Finding:
     uncertainty: float | None = None
     resolution: float = 0.0
     clock: float = 0.0
+    p: float | None = None
     note: str | None = None
 
     @property
     def excess(self) -> float:
         """By how much the larger is above the smaller, relatively: the same for a factor of two up and down."""
-        return _excess(self.ratio) if self.ratio else 0.0
+        return math.expm1(abs(math.log(self.ratio))) if self.ratio else 0.0
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The geometric mean of a backend's ratios in one pass, over the cells that both runs timed, and the extremes."""
+    """The geometric mean of ratios of one pass, over the cells that both runs timed, and the extremes.
 
-    backend: str
+    `backend` is None for all of them together. `interval` is that of 95 % confidence, None for a lone cell.
+    """
+
+    backend: str | None
     what: str
     cells: int
     ratio: float
     least: float
     greatest: float
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -119,13 +101,14 @@ class Agreement:
 class Comparison:
     """Everything found between two runs. `notices` are what stands in the way of comparing them at all.
 
-    `failed_alike` counts outcomes other than `ok` and `unsupported` that are the same in both. Cells of one run alone
-    are named by backend.
+    `drift` is how far times move from one run to the other by themselves, relatively. `failed_alike` counts outcomes
+    other than `ok` and `unsupported` that are the same in both. Cells of one run alone are named by backend.
     """
 
     before: str
     after: str
     threshold: float
+    drift: float
     notices: Sequence[str]
     findings: Sequence[Finding]
     failed_alike: Mapping[str, int]
@@ -157,14 +140,18 @@ class Comparison:
 
     @property
     def means(self) -> list[Mean]:
-        ratios: dict[tuple[str, str], list[float]] = {}
-        for finding in self.findings:
-            if finding.what in TIMES and finding.ratio:
-                ratios.setdefault((finding.backend, finding.what), []).append(finding.ratio)
-        return [
-            Mean(*key, len(found), statistics.geometric_mean(found), min(found), max(found))
-            for key, found in ratios.items()
-        ]
+        """Of each backend and pass, and before them, where there are several backends, of all in a pass."""
+        timed = [finding for finding in self.findings if finding.what in TIMES and finding.ratio]
+        backends = dict.fromkeys(finding.backend for finding in timed)
+        told: list[Mean] = []
+        for backend in [*([None] if len(backends) > 1 else []), *backends]:
+            for what in TIMES:
+                ratios = [
+                    one.ratio for one in timed if one.what == what and backend in (None, one.backend) and one.ratio
+                ]
+                if ratios:
+                    told.append(_mean(backend, what, ratios, self.drift))
+        return told
 
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON, with what follows from it first."""
@@ -172,6 +159,7 @@ class Comparison:
             "before": self.before,
             "after": self.after,
             "threshold": self.threshold,
+            "drift": self.drift,
             "exit_code": self.exit_code,
             "notices": list(self.notices),
             "counts": self.counts,
@@ -186,39 +174,29 @@ class Comparison:
         }
 
 
-def default_threshold(run: Run) -> float:
-    """The least change of interest on the device of a run."""
-    return DEFAULT_THRESHOLD[_kind(run.header.request["device"])]
-
-
-def parse_threshold(text: str) -> float:
-    """`2%` or `0.02`, as a fraction. Raises `RequestError` for anything that is not above 0 and below 1."""
-    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})\s*(%?)\s*", text)
-    fraction = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0 < fraction < 1:
-        raise RequestError(f"threshold {text!r} is not a change above 0 and below 100 %; write it like 2% or 0.02")
-    return fraction
-
-
 def compare(a: Run, b: Run, threshold: float) -> Comparison:
     """What changed from `a` to `b`, where a change up to `threshold`, a fraction, is of no interest.
 
     Raises:
-        RequestError: they have no cell in common.
+        RequestError: they have no cell in common, or scipy is not installed.
     """
-    pairs = _pairs(a, b)
-    if not pairs:
+    both = pairs(a, b)
+    if not both:
         raise RequestError(
             f"{a.directory} and {b.directory} have no cell in common; compare runs of the same cases and backends"
         )
-    shared = {before.cell_id for before, _ in pairs}
-    alike = [before.outcome for before, after in pairs if before.outcome == after.outcome]
+    device = both[0][0].device
+    found = [found for pair in both if _both_ok(*pair) for name in PASSES if (found := change(*pair, name))]
+    changes = {(one.cell_id, one.what): one for one in with_certainty(found, device)}
+    shared = {before.cell_id for before, _ in both}
+    alike = [before.outcome for before, after in both if before.outcome == after.outcome]
     return Comparison(
         str(a.directory),
         str(b.directory),
         threshold,
-        list(_notices(a, b)),
-        [finding for before, after in pairs for finding in _findings(before, after, threshold)],
+        next((one.drift for one in changes.values()), MOST_DRIFT[kind(device)]),
+        list(notices(a, b)),
+        [finding for pair in both for finding in _findings(*pair, changes, threshold)],
         Counter(outcome for outcome in alike if outcome not in ("ok", "unsupported")),
         _alone(a, shared),
         _alone(b, shared),
@@ -231,9 +209,9 @@ def agreement(a: Run, b: Run, floor_ms: float = 0.1) -> Agreement:
 
     Shorter times are left out: launches, and the resolution of the events, are too large a part of them.
     """
-    pairs = [pair for pair in _pairs(a, b) if _both_ok(*pair)]
-    timed = [_time(*pair, name) for pair in pairs for name in PASSES if _longer(*pair, name, floor_ms)]
-    found = [time for time in timed if time]
+    both = [pair for pair in pairs(a, b) if _both_ok(*pair)]
+    timed = [time for pair in both for name in PASSES if (time := _time(*pair, name, None))]
+    found = [time for time in timed if min(float(time.before or 0), float(time.after or 0)) > floor_ms]
     shares = {
         fraction: sum(finding.excess <= fraction for finding in found) / len(found) if found else 0.0
         for fraction in FRACTIONS
@@ -241,23 +219,13 @@ def agreement(a: Run, b: Run, floor_ms: float = 0.1) -> Agreement:
     return Agreement(floor_ms, len(found), shares, max(found, key=lambda finding: finding.excess, default=None))
 
 
-def noise_of(record: Record, name: str) -> float:
-    """Relative uncertainty of a pass's median.
-
-    What the record says; where it says nothing, the standard error of the median. Never less than so many samples can
-    tell.
-    """
-    told, samples = getattr(record, f"{name}_noise"), getattr(record, f"{name}_samples_ms")
-    lone = LONE_NOISE[_kind(record.device)]
-    if told is None:
-        told = relative_error(samples) if samples else lone
-    return max(told, lone / len(samples)) if samples else told
-
-
 # --- one cell ---------------------------------------------------------------------------------------------------------
 
+Changes = Mapping[tuple[str, str], Change]
+"""By cell and pass."""
 
-def _pairs(a: Run, b: Run) -> list[tuple[Record, Record]]:
+
+def pairs(a: Run, b: Run) -> list[tuple[Record, Record]]:
     """The records of each cell that both runs have, in the order of `a`."""
     found = {record.cell_id: record for record in b.records}
     return [(record, found[record.cell_id]) for record in a.records if record.cell_id in found]
@@ -275,112 +243,59 @@ def _both_ok(a: Record, b: Record) -> bool:
     return a.status == b.status == "ok"
 
 
-def _findings(a: Record, b: Record, threshold: float) -> Iterator[Finding]:
-    if a.outcome != b.outcome:
-        verdict: Verdict = "broke" if a.status == "ok" else "mended" if b.status == "ok" else "changed"
+def status_verdict(a: Record, b: Record) -> Verdict | None:
+    """What a status that changed means; None for one that did not."""
+    if a.outcome == b.outcome:
+        return None
+    return "broke" if a.status == "ok" else "mended" if b.status == "ok" else "changed"
+
+
+def _findings(a: Record, b: Record, changes: Changes, threshold: float) -> Iterator[Finding]:
+    if verdict := status_verdict(a, b):
         yield Finding(a.cell_id, a.backend, "status", a.outcome, b.outcome, verdict, note=b.reason or a.reason)
     if not _both_ok(a, b):
         return
     for name in TIMES:
-        if time := _time(a, b, name):
-            yield replace(time, verdict=_judge(time, threshold)) if name in PASSES else time
-    for what in PEAKS:
-        if peak := _peak(a, b, what, threshold):
-            yield peak
+        if time := _time(a, b, name, changes.get((a.cell_id, name)), threshold):
+            yield time
+    for what, field in PEAKS.items():
+        before, after = getattr(a, field), getattr(b, field)
+        if before is not None and after is not None:
+            verdict = judge_memory(before, after, threshold, a.device)
+            ratio = after / before if before else None
+            yield Finding(a.cell_id, a.backend, what, before, after, verdict, ratio=ratio)
     for what, field in MEASURED.items():
         before, after = getattr(a, field), getattr(b, field)
         if (before is None) != (after is None):
             where = "A" if before is None else "B"
             yield Finding(a.cell_id, a.backend, what, before, after, "unclear", note=f"not measured in {where}")
+    for what, field in ERRORS.items():
+        before, after = getattr(a, field), getattr(b, field)
+        if before and after and (verdict := judge_error(before, after)) != "same":
+            note = "both within the tolerance"
+            yield Finding(a.cell_id, a.backend, what, before, after, verdict, ratio=after / before, note=note)
 
 
-def _time(a: Record, b: Record, name: str) -> Finding | None:
-    """One pass, not judged yet; None unless both runs timed it."""
-    before, after = getattr(a, f"{name}_ms"), getattr(b, f"{name}_ms")
-    if not before or not after:
+def _time(a: Record, b: Record, name: str, judged: Change | None, threshold: float = math.inf) -> Finding | None:
+    """One pass, and the verdict on its change if one is to be given; None unless both runs timed it."""
+    one = judged or change(a, b, name)
+    if one is None:
         return None
-    clock = _clock(a, b)
+    before, after = getattr(a, f"{name}_ms"), getattr(b, f"{name}_ms")
+    notes = [f"SM clock {a.sm_clock_MHz:.6g} → {b.sm_clock_MHz:.6g} MHz"] if one.clock else []
+    if threshold < one.excess <= one.resolution:
+        notes.append(f"{one.resolution * min(before, after):.3g} ms cannot be told apart")
     return Finding(
-        *(a.cell_id, a.backend, name, before, after, None),
+        *(a.cell_id, a.backend, name, before, after, judge_time(judged, threshold) if judged else None),
         ratio=after / before,
-        uncertainty=math.hypot(noise_of(a, name), noise_of(b, name)),
-        resolution=_resolution_ms(a, b) / min(before, after),
-        clock=clock,
-        note=f"SM clock {a.sm_clock_MHz:.6g} → {b.sm_clock_MHz:.6g} MHz" if clock else None,
+        uncertainty=one.uncertainty,
+        resolution=one.resolution,
+        clock=one.clock,
+        p=judged and judged.p,
+        note="; ".join(notes) or None,
     )
 
 
-def _judge(time: Finding, threshold: float) -> Verdict:
-    """A change has to be above the threshold and what the device resolves, and beyond what noise and clock explain.
-
-    Two times are the same where they lie within that least change, and what noise and clock could hide would not take
-    them far beyond it. What is neither is unclear; more samples would tell.
-    """
-    excess, uncertainty, least = time.excess, time.uncertainty or 0.0, max(threshold, time.resolution)
-    if excess > least and excess > CERTAIN * uncertainty + time.clock:
-        return "slower" if time.ratio and time.ratio > 1 else "faster"
-    if excess <= least and excess + LIKELY * uncertainty + time.clock <= ROOM * least:
-        return "same"
-    return "unclear"
-
-
-def _peak(a: Record, b: Record, what: str, threshold: float) -> Finding | None:
-    """One peak of memory; None unless both runs measured it."""
-    before, after = getattr(a, PEAKS[what]), getattr(b, PEAKS[what])
-    if before is None or after is None:
-        return None
-    least = max(LEAST_MEMORY_MIB[_kind(a.device)], max(threshold, LEAST_MEMORY) * min(before, after))
-    moved = after - before
-    verdict: Verdict = "same" if abs(moved) <= least else "more memory" if moved > 0 else "less memory"
-    return Finding(a.cell_id, a.backend, what, before, after, verdict, ratio=after / before if before else None)
-
-
-def _excess(ratio: float) -> float:
-    return max(ratio, 1 / ratio) - 1
-
-
-def _clock(a: Record, b: Record) -> float:
-    """How much of a change the SM clocks explain: a kernel bound by arithmetic takes longer by as much as they fell."""
-    return _excess(b.sm_clock_MHz / a.sm_clock_MHz) if a.sm_clock_MHz and b.sm_clock_MHz else 0.0
-
-
-def _resolution_ms(*records: Record) -> float:
-    if any("launch_bound" in record.tags for record in records):
-        return LAUNCHES_MS
-    return max(RESOLUTION_MS[_kind(record.device)] for record in records)
-
-
-def _kind(device: str) -> str:
-    """The kind of device, by which the limits above are kept: `cuda` for `cuda:1`."""
-    return device.partition(":")[0]
-
-
-def _longer(a: Record, b: Record, name: str, floor_ms: float) -> bool:
-    return all((getattr(record, f"{name}_ms") or 0.0) > floor_ms for record in (a, b))
-
-
-# --- two runs ---------------------------------------------------------------------------------------------------------
-
-
-def _notices(a: Run, b: Run) -> Iterator[str]:
-    """In what the runs differ that could pass for a change of the backends, and what is missing."""
-    before, now = (run.header.machine | {"attnbench": run.header.attnbench} for run in (a, b))
-    differences = {
-        "machines": machine.difference(a.header.machine, b.header.machine),
-        "software": _difference(before, now, SOFTWARE),
-        "settings": _difference(a.header.request, b.header.request, SETTINGS),
-    }
-    yield from (f"The {what} differ: {how}." for what, how in differences.items() if how)
-    for run in (a, b):
-        if not run.complete:
-            yield f"{run.directory} is not finished: it has {len(run.records)} of {run.header.cells} cells."
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """In which of `names` two headers differ, in words; what one lacks is the same as what is empty in the other."""
-    parts = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in names
-        if (before.get(name) or None) != (now.get(name) or None)
-    ]
-    return "; ".join(parts) or None
+def _mean(backend: str | None, what: str, ratios: Sequence[float], drift: float) -> Mean:
+    interval = mean_interval([math.log(ratio) for ratio in ratios], drift)
+    return Mean(backend, what, len(ratios), statistics.geometric_mean(ratios), min(ratios), max(ratios), interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from attnbench.case import Case
 
@@ -23,7 +24,7 @@ def attention(q, k, v):
 out = attention(q, k, v)
 """
 _NAIVE = """\
-exponentials = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+exponentials = torch.exp(scores - scores.max(dim=-1, keepdim=True).values)
     weights = exponentials / exponentials.sum(dim=-1, keepdim=True)"""
 _EAGER = _WRITTEN_OUT.replace("WEIGHTS", "weights = torch.softmax(scores, dim=-1)")
 _SDPA = """\
@@ -71,14 +72,17 @@ def sees(batch, head, query, key):
 
 mask = create_block_mask(sees, None, None, {N}, {M}, device=str(q.device))
 """
-_TF32 = '\n\ntorch.set_float32_matmul_precision("high")'
+_TF32 = 'torch.set_float32_matmul_precision("high")'
+_WORKSPACE = 'os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first call on the GPU'
+_DETERMINISTIC = "torch.use_deterministic_algorithms(True)"
 
 
-def snippet(backend: str, case: Case, source: str | None = None) -> str:
+def snippet(backend: str, case: Case, source: str | None = None, deterministic_on: str | None = None) -> str:
     """Python that calls a backend on q, k and v of a case, giving `out`.
 
     `source` tells where a decorated function stands, as `FILE.py:function`. A name that neither has code here nor is a
-    function's place is built as it was for measuring.
+    function's place is built as it was for measuring. `deterministic_on` names the device type on which gradients have
+    to be the same each time.
     """
     where = source or backend
     if backend in SNIPPETS:
@@ -91,11 +95,22 @@ def snippet(backend: str, case: Case, source: str | None = None) -> str:
             f"from attnbench import Case\nfrom attnbench.backends import load\n\n"
             f"attention = load({backend!r}).build({case!r})\nout = attention(q, k, v)\n"
         )
-    if case.precision == "tf32":
-        code = code if "import torch\n" in code else f"import torch\n{code}"
-        imported = code.index("\n\n", code.index("import torch\n"))
-        code = code[:imported] + _TF32 + code[imported:]
-    return code
+    settings = [_TF32] if case.precision == "tf32" else []
+    if deterministic_on:
+        settings += [_WORKSPACE, _DETERMINISTIC] if deterministic_on == "cuda" else [_DETERMINISTIC]
+    return _with_settings(code, settings) if settings else code
+
+
+def _with_settings(code: str, settings: Sequence[str]) -> str:
+    """The code with settings after its imports, and with the modules that they need."""
+    if "import torch\n" not in code:
+        code = f"import torch\n{code}"
+    imported = code.index("\n\n", code.index("import torch\n"))
+    code = code[:imported] + "\n\n" + "\n".join(settings) + code[imported:]
+    if _WORKSPACE not in settings:
+        return code
+    own = "import math\n" if code.startswith("import math\n") else ""
+    return f"{own}import os\n" + (code.removeprefix(own) if own else f"\n{code}")
 
 
 def _details(case: Case) -> dict[str, str]:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from attnbench.analysis import sql
+from attnbench.analysis.select import Selection, chosen, select
 from attnbench.case import Case
 from attnbench.errors import MissingLibrary, RequestError, unknown
 from attnbench.report import full, html, seed
-from attnbench.report.tables import WRITERS, records_csv, records_json
-from attnbench.store import Run
+from attnbench.report.tables import DATA, WRITERS, records_table
+from attnbench.store import Run, require
 
 LAYOUTS = {"full": full.document, "seed": seed.document}
-FORMATS = ("markdown", "html", "csv", "json", "latex")
+FORMATS = ("markdown", "html", "csv", "json", "latex", "parquet")
+BINARY = ("parquet",)
+"""Formats that are no text: `write` alone has them."""
+
+ALL = Selection()
 
 
 def check_layout(layout: str, backends: Sequence[str], cases: Sequence[Case]) -> None:
@@ -23,34 +30,57 @@ def check_layout(layout: str, backends: Sequence[str], cases: Sequence[Case]) ->
         seed.check(backends, cases)
 
 
-def render(run: Run, format: str = "markdown", layout: str = "full", backend: str | None = None) -> str:  # noqa: A002
+def render(
+    run: Run,
+    format: str = "markdown",  # noqa: A002
+    layout: str = "full",
+    backend: str | None = None,
+    selection: Selection = ALL,
+) -> str:
     """A run as a document.
 
     `layout` shapes Markdown, HTML and LaTeX; HTML in full is the page. CSV and JSON are the records themselves, field by field. `backend` leaves out
-    every other one.
+    every other one. A `selection` leaves out records, or makes one table of them.
 
     Raises:
-        RequestError: an unknown format, layout or backend, a run that the layout cannot show, or a page without the
-            libraries that it needs.
+        RequestError: an unknown format, layout, backend or column, a run that the layout cannot show, a format that is
+            no text, or a page without the libraries that it needs.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    names = list(dict.fromkeys(record.backend for record in run.records))
-    if backend is not None:
-        if backend not in names:
+    if format in BINARY:
+        raise RequestError(f"{format} is not text; name a file for it by --out FILE")
+    require(run.directory, run.header)
+    if selection.is_table:
+        if format not in DATA or layout != "full":
+            what = f"layout {layout}" if layout != "full" else format
             raise RequestError(
-                f"backend {backend!r} is not in {run.directory}; it has: {', '.join(names) or 'no records'}"
+                f"{what} is a document of many tables, and --columns, --pivot, --baseline and --sort make one; "
+                f"they work with --format {', '.join((*DATA, *BINARY))}"
             )
-        run = replace(run, records=[record for record in run.records if record.backend == backend])
-    check_layout(layout, names if backend is None else [backend], [record.case for record in run.records])
-    if format == "csv":
-        return records_csv(run.records)
-    if format == "json":
-        return records_json(run.records)
+        return DATA[format](select(run, selection, backend, short=format in WRITERS))
+    run = replace(run, records=chosen(run, selection, backend))
+    if format in ("csv", "json"):
+        return DATA[format](records_table(run.records))
+    names = list(dict.fromkeys(record.backend for record in run.records))
+    check_layout(layout, names, [record.case for record in run.records])
     if format == "html" and layout == "full":
         return html.page(run)
     writer = WRITERS[format]
     return writer.page(LAYOUTS[layout](run, writer))
+
+
+def write(run: Run, out: Path, format: str, layout: str, backend: str | None, selection: Selection) -> None:  # noqa: A002
+    """The same as `render`, into a file. Raises `RequestError` as that does, and where the file cannot be written."""
+    if format == "parquet":
+        require(run.directory, run.header)
+        whole = select(run, selection, backend, short=False)
+        sql.write_parquet(whole, out, sql.column_types())
+        return
+    try:
+        out.write_text(render(run, format, layout, backend, selection), "utf-8", "replace")
+    except OSError as error:
+        raise RequestError(f"{out} cannot be written: {error.strerror}") from None
 
 
 def documents(run: Run, layout: str) -> tuple[dict[str, str], str | None]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from attnbench.analysis.recommend import PASSES, Wish, recommend
+from attnbench.analysis.recommend import recommend
+from attnbench.analysis.wish import PASSES, Wish
 from attnbench.errors import RequestError
 from attnbench.record import Record
 from attnbench.report.groups import groups

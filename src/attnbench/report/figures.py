@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from attnbench.analysis.select import Selection, chosen
 from attnbench.errors import MissingLibrary, RequestError, unknown
 from attnbench.report.charts import CHARTS, DATA, PASSES, Subject, rows, spec
 from attnbench.report.full import BASELINE
-from attnbench.report.groups import groups, options_between
+from attnbench.report.groups import groups, telling_apart
 from attnbench.report.themes import config
-from attnbench.store import Header, Run
+from attnbench.store import Header, Run, require
 
 FORMATS = ("svg", "png")
 _PNG_SCALE = 2.0
@@ -38,20 +40,37 @@ class Figure:
         if self.baseline is not None and self.chart != "speedup":
             raise RequestError(f"--baseline {self.baseline} goes with --chart speedup, and the chart is {self.chart}")
 
+    @classmethod
+    def of(cls, format: str, chart: str | None, timed: str | None, selection: Selection) -> Figure:  # noqa: A002
+        """What the command line asks for. Raises `RequestError` where no chart is named, or a table is asked for as well."""
+        if chart is None:
+            raise RequestError(f"--format {format} needs to know what to draw: give --chart {'|'.join(CHARTS)}")
+        if selection.columns or selection.pivot or selection.sort:
+            raise RequestError(f"--columns, --pivot and --sort make a table, and --format {format} draws a chart")
+        return cls(chart, timed, selection.baseline)
 
-def draw(run: Run, figure: Figure, format: str) -> bytes:  # noqa: A002
-    """A figure of a run's only group of cases.
+
+def draw(
+    run: Run,
+    figure: Figure,
+    format: str,  # noqa: A002
+    where: Sequence[str] = (),
+    backend: str | None = None,
+) -> bytes:
+    """A figure of a run's only group of cases; `where` and `backend` leave out others, as `chosen` does.
 
     Raises:
         RequestError: the run has several groups, no such baseline, or nothing to draw; or a library is not installed.
     """
+    require(run.directory, run.header)
+    run = replace(run, records=chosen(run, Selection(where), backend))
     found = groups(run.records)
     if not found:
-        raise RequestError(f"{run.directory} has no records yet; go on with it by attnbench run --resume")
+        raise RequestError(f"there is nothing to draw of {run.directory}: no record is left, or none was made yet")
     if len(found) > 1:
         raise RequestError(
             f"a chart is of cases that differ in seq_len and d_model alone, and {run.directory} has {len(found)} groups "
-            f"of them: {'; '.join(found)}; choose by {', '.join(options_between(run.records))}"
+            f'of them: {"; ".join(found)}; choose one by --where, such as --where "{telling_apart(run.records)}"'
         )
     ((group, records),) = found.items()
     subject = Subject.of(records, run.header.request["backends"], capacity_MiB(run.header))

@@ -96,7 +96,15 @@ def _fastest(records: Sequence[Record], writer: Writer) -> list[str]:
 
 
 def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
-    """The largest seq_len that ran, per backend and d_model."""
+    return [
+        writer.heading("How far each got", 3),
+        writer.text("The largest seq_len that ran, by d_model, and what stopped the next."),
+        writer.table(frontier(records)),
+    ]
+
+
+def frontier(records: Sequence[Record]) -> Table:
+    """The largest seq_len that ran, per backend and d_model, and what stopped the next."""
     widths = sorted({record.d_model for record in records})
     largest = max(record.seq_len for record in records)
 
@@ -114,11 +122,7 @@ def _frontier(records: Sequence[Record], writer: Writer) -> list[str]:
         )
 
     rows = [[name, *(reached(own, width) for width in widths)] for name, own in _by_backend(records).items()]
-    return [
-        writer.heading("How far each got", 3),
-        writer.text("The largest seq_len that ran, by d_model, and what stopped the next."),
-        writer.table(Table(["backend", *map(str, widths)], rows)),
-    ]
+    return Table(["backend", *map(str, widths)], rows)
 
 
 def _choices(records: Sequence[Record], writer: Writer) -> list[str]:

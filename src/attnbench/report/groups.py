@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 from attnbench.case import Case
-from attnbench.errors import RequestError
 from attnbench.record import Record
-from attnbench.store import Run
-
-AnyRun = TypeVar("AnyRun", bound=Run)
 
 GROUPED_BY = [name for name in Case.__dataclass_fields__ if name not in ("seq_len", "kv_len", "d_model")]
 """Fields of a case whose every combination has a section of its own; tables are over the others."""
@@ -39,29 +34,13 @@ def _name(case: Case) -> str:
     return f"{case.dtype}{precision}, batch {case.batch}, {heads}{shared}{length}, {mask}"
 
 
-def only(run: AnyRun, chosen: Mapping[str, Any]) -> AnyRun:
-    """The run with those cells alone whose dimensions are `chosen`; None chooses nothing.
-
-    Raises:
-        RequestError: there is none, with the values that there are.
-    """
-    records = run.records
-    for name, value in chosen.items():
-        if value is None:
-            continue
-        found = [record for record in records if getattr(record, name) == value]
-        if not found:
-            has = ", ".join(sorted({str(getattr(record, name)) for record in records})) or "no records"
-            raise RequestError(
-                f"no cell of {run.directory} has {name} {value}; among those asked for there is {name} {has}"
-            )
-        records = found
-    return replace(run, records=records)
-
-
-def options_between(records: Sequence[Record]) -> list[str]:
-    """The options of the command line that choose between these records' groups."""
-    several = [name for name in GROUPED_BY if len({getattr(record, name) for record in records}) > 1]
+def telling_apart(records: Sequence[Record]) -> str:
+    """A condition for `--where` that leaves one of these records' groups: that of the first."""
+    own = [name for name in GROUPED_BY if len({getattr(record, name) for record in records}) > 1]
     if len({record.kv_len if record.kv_len != record.seq_len else None for record in records}) > 1:
-        several.append("kv_len")
-    return ["--causal or --no-causal" if name == "causal" else f"--{name.replace('_', '-')}" for name in several]
+        own.append("kv_len")
+    return " AND ".join(f"{name} = {_in_sql(getattr(records[0], name))}" for name in own)
+
+
+def _in_sql(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value).lower()

@@ -87,8 +87,7 @@ def page_data(run: Run) -> dict[str, Any]:
 
 def script_json(values: Any) -> str:
     """JSON that may stand inside a `<script>`: nothing in it ends the element or begins a comment."""
-    text = json.dumps(values, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _samples(samples: Sequence[float], most: int) -> list[Any]:

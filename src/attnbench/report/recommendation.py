@@ -12,7 +12,8 @@ PASSES = {"forward": "a forward", "backward": "a backward", "step": "a step (for
 
 def text(recommendation: Recommendation) -> str:
     """The recommendation as Markdown that also reads well on a terminal."""
-    parts = [" ".join(sentences) for sentences in (_answer(recommendation), _basis(recommendation)) if sentences]
+    told = (_answer(recommendation), _determinism(recommendation), _basis(recommendation))
+    parts = [" ".join(sentences) for sentences in told if sentences]
     parts.append(_candidates(recommendation))
     if recommendation.left_out:
         parts.append("\n".join(["Left out:", *(f"- {one.backend}: {one.reason}" for one in recommendation.left_out)]))
@@ -23,49 +24,67 @@ def text(recommendation: Recommendation) -> str:
 def _answer(told: Recommendation) -> list[str]:
     """Who is the fastest, who comes next, and whether the two can be told apart."""
     first, second = told.winner, told.runner_up
-    answer = f"For {PASSES[told.what]} at {_shape(told.case)} the fastest is {first.backend}: {first.ms:.4g} ms."
+    which = "the fastest whose gradients are the same each time" if told.deterministic else "the fastest"
+    answer = f"For {PASSES[told.what]} at {_shape(told.case)} {which} is {first.backend}: {first.ms:.4g} ms."
     if second is None:
         return [answer, "No other backend is right and fits."]
     gap = f"{second.backend}, {_percent(told.margin(second))} slower"
     if not told.too_close(second):
         return [answer, f"Next is {gap}."]
-    why = (
-        "the uncertainty of the two" if None not in (first.noise, second.noise) else "an error that nothing here tells"
-    )
-    return [answer, f"Too close to call: next is {gap}, which is within {why}."]
+    if first.at_least:
+        why = "and the time of the first is one at the least"
+    elif None in (first.noise, second.noise):
+        why = "which is within an error that nothing here tells"
+    else:
+        why = "which is within the uncertainty of the two"
+    return [answer, f"Too close to call: next is {gap}, {why}."]
+
+
+def _determinism(told: Recommendation) -> list[str]:
+    """How the gradients come to be the same each time, and what that does to the times."""
+    first = told.winner.determinism
+    if first is None:
+        return []
+    sentences = [f"{told.winner.backend}: {first.why}."]
+    if slowed := [one.backend for one in told.candidates if one.at_least]:
+        sentences.append(
+            f"The times of {', '.join(slowed)} are those without torch.use_deterministic_algorithms, under which the "
+            "backward takes longer; by how much, this run does not tell."
+        )
+    return sentences
 
 
 def _basis(told: Recommendation) -> list[str]:
     """What the fastest one's time rests on, where its shape was not measured."""
     case, first = told.case, told.winner
-    lengths = " and ".join(map(str, first.seq_lens))
-    sentences = []
-    if first.d_model != case.d_model:
-        sentences.append(
-            f"d_model {case.d_model} was not measured: {first.d_model} stands in for it, as kernels pad up to it; one "
-            "that does not may be faster than told."
-        )
-    if first.seq_lens != (case.seq_len,):
-        inside = first.seq_lens[0] < case.seq_len < first.seq_lens[1]
-        how = "interpolated between" if inside else "extrapolated, which is less certain, from"
-        sentences.append(f"seq_len {case.seq_len} was not measured: its times are {how} {lengths}.")
-        sentences.append(_error(first))
-    return sentences
+    if first.kind == "measured":
+        return []
+    lengths, widths = (" and ".join(map(str, values)) for values in (first.seq_lens, first.d_models))
+    shape = f"seq_len {case.seq_len} with d_model {case.d_model} was not measured"
+    how = {
+        "beside": f"its times are estimated from those beside it, at seq_len {lengths} and d_model {widths}",
+        "between lengths": f"its times are interpolated between seq_len {lengths}",
+        "beyond lengths": f"its times are extrapolated, which is less certain, from seq_len {lengths}",
+        "between d_models": f"its times are interpolated between d_model {widths}; kernels that pad d_model take longer",
+        "larger d_model": f"d_model {widths} stands in for it, as kernels pad up to it; one that does not may be faster",
+        "far": f"its times are estimated, which is less certain, from seq_len {lengths} and d_model {widths}",
+    }[first.kind]
+    return [f"{shape}: {how}.", _error(first)]
 
 
 def _error(first: Candidate) -> str:
     if first.error is None:
-        return "How far that is off cannot be told: it takes three measured lengths in a row."
-    lengths = f"{first.error.lengths} measured length{'s' if first.error.lengths > 1 else ''}"
+        return "How far that is off cannot be told: too few shapes were measured to leave one out."
+    shapes = f"{first.error.shapes} measured shape{'s' if first.error.shapes > 1 else ''}"
     off = f"{_percent(first.error.median)} in the median and {_percent(first.error.maximum)} at most"
-    return f"Predicted like that from those beside it, {lengths} of {first.backend} came out wrong by {off}."
+    return f"Left out and predicted like that from the others, {shapes} of {first.backend} came out wrong by {off}."
 
 
 def _candidates(told: Recommendation) -> str:
     rows = [
         [
             printable(one.backend),
-            f"{one.ms:.4g}",
+            ("≥ " if one.at_least else "") + f"{one.ms:.4g}",
             _margin(told, one),
             f"± {_percent(one.noise)}" if one.noise is not None else "not known",
             f"{one.peak_MiB:.5g}" if one.peak_MiB is not None else None,

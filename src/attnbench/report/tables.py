@@ -6,25 +6,15 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
+from attnbench.analysis.table import Table
+from attnbench.errors import printable
 from attnbench.record import Record
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under headers; None is an empty cell."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-    def without_empty_columns(self) -> Table:
-        kept = [i for i in range(len(self.headers)) if any(row[i] not in (None, "") for row in self.rows)]
-        return Table([self.headers[i] for i in kept], [[row[i] for i in kept] for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,17 @@ def latex_table(table: Table) -> str:
     return tabulate(table.rows, headers=list(table.headers), tablefmt="latex_booktabs", missingval="")
 
 
-_LATEX_SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"}
+_LATEX_SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    char: f"\\text{name}{{}}"
+    for char, name in {
+        "\\": "backslash",
+        "~": "asciitilde",
+        "^": "asciicircum",
+        "<": "less",
+        ">": "greater",
+        "|": "bar",
+    }.items()
+}
 
 
 def _latex_text(text: str) -> str:
@@ -102,18 +102,64 @@ def pivot(records: Sequence[Record], value: Callable[[Record], Any]) -> Table:
     )
 
 
-def records_csv(records: Sequence[Record]) -> str:
-    """Every field a column; lists are JSON."""
+def records_table(records: Sequence[Record]) -> Table:
+    """Every field a column, in the schema's order."""
+    return Table(list(Record.__dataclass_fields__), [list(record.to_dict().values()) for record in records])
+
+
+# --- one table as a document of its own -------------------------------------------------------------------------------
+
+
+def _pipe_table(table: Table) -> str:
+    return _shown(table, "pipe", lambda text: printable(text).replace("|", "\\|"))
+
+
+def _latex_table(table: Table) -> str:
+    return _shown(table, "latex_booktabs", printable)  # tabulate escapes
+
+
+def _shown(table: Table, form: str, text: Callable[[str], str]) -> str:
+    """Numbers with six significant digits, whatever stands beside them; text as it is, even where it looks like one."""
+    columns = list(zip(*table.rows, strict=True))
+    texts = [i for i, column in enumerate(columns) if not all(isinstance(v, int | float | None) for v in column)]
+    sides = ["right" if any(isinstance(v, int | float) for v in column) else "left" for column in columns]
+
+    def cell(index: int, value: Any) -> Any:
+        if isinstance(value, str):
+            return text(value)
+        if isinstance(value, tuple | list | Mapping):
+            plain = all(isinstance(item, str) for item in value) and not isinstance(value, Mapping)
+            return text(", ".join(value) if plain else json.dumps(value))
+        if isinstance(value, bool):
+            return str(value).lower()
+        return f"{value:.6g}" if index in texts and isinstance(value, float) else value
+
+    rows = [[cell(index, value) for index, value in enumerate(row)] for row in table.rows]
+    headers = [text(header) for header in table.headers]
+    return tabulate(rows, headers, tablefmt=form, missingval="", disable_numparse=texts, colalign=sides) + "\n"
+
+
+def _csv_table(table: Table) -> str:
+    """Lists are JSON."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(Record.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        values = record.to_dict()
-        writer.writerow(
-            {name: json.dumps(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        )
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.headers)
+    for row in table.rows:
+        writer.writerow([json.dumps(v) if isinstance(v, tuple | list | Mapping) else v for v in row])
     return buffer.getvalue()
 
 
-def records_json(records: Sequence[Record]) -> str:
-    return json.dumps([record.to_dict() for record in records], indent=1, allow_nan=False) + "\n"
+def _json_table(table: Table) -> str:
+    """A list of objects, one a row."""
+    return (
+        json.dumps([dict(zip(table.headers, row, strict=True)) for row in table.rows], indent=1, allow_nan=False) + "\n"
+    )
+
+
+DATA: dict[str, Callable[[Table], str]] = {
+    "markdown": _pipe_table,
+    "csv": _csv_table,
+    "json": _json_table,
+    "latex": _latex_table,
+}
+"""How each format writes a table of data that is a document of its own."""

@@ -1,0 +1,149 @@
+"""`attention`: the function that callers see, and the operators behind it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnbench.kernels.portable import launch
+from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, NATIVE
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GREATEST_HEAD_DIM = 256
+
+PRECISION_BY_SWITCH = {"highest": "fp16x3", "high": "fp16x1", "medium": "fp16x1"}
+"""What `torch.get_float32_matmul_precision` asks for, and the precision that gives it."""
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, precision: str | None = None
+) -> Tensor:
+    """softmax(scale · q kᵀ) v, fused: no score is ever written to memory, in the forward or the backward.
+
+    q is (batch, heads, seq_len, head_dim), or (batch, seq_len, head_dim) for one head; k and v have kv_heads, of which heads
+    is a multiple, and kv_len. Strides may be any. `causal` lets query i see key j where j ≤ i + kv_len − seq_len: the
+    mask is aligned to the bottom right, unlike that of `scaled_dot_product_attention(is_causal=True)`. A query that sees
+    no key gives zeros, and gets a gradient of zeros. `scale` is 1/√head_dim unless given.
+
+    `precision` is how products of float32 are made: `ieee`, `fp16x3`, `tf32x3`, `bf16x3` or `tf32`, from the slowest to
+    the fastest but for the order of the three in the middle, which depends on the GPU; by default what
+    `torch.get_float32_matmul_precision` says: fp16x3, of full accuracy, for `highest`, else tf32. It does nothing for
+    16-bit types. The backward is deterministic. It cannot be differentiated again.
+
+    Returns:
+        A tensor of q's shape and dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the precision do not fit.
+    """
+    if q.dim() == k.dim() == v.dim() == 3:
+        return attention(
+            q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), causal=causal, scale=scale, precision=precision
+        ).squeeze(1)
+    _check(q, k, v)
+    if precision is None:
+        precision = _precision_of_switch()
+    if precision not in FLOAT32_PRECISIONS:
+        raise ValueError(f"precision {precision!r} is not known; there are {', '.join(FLOAT32_PRECISIONS)}")
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not math.isfinite(factor):
+        raise ValueError(f"scale is {scale}; it must be finite")
+    out, _, _ = torch.ops.attnbench.attention_forward(
+        q, k, v, causal, factor, precision if q.dtype == torch.float32 else NATIVE
+    )
+    return out
+
+
+@torch.compiler.assume_constant_result  # compiled code is guarded by the switch, and made anew where it changes
+def _precision_of_switch() -> str:
+    return PRECISION_BY_SWITCH[torch.get_float32_matmul_precision()]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if not q.dim() == k.dim() == v.dim() == 4:
+        raise ValueError(
+            f"q, k and v must be (batch, heads, seq, head_dim) or (batch, seq, head_dim), all alike; "
+            f"got {q.dim()}, {k.dim()} and {v.dim()} dimensions"
+        )
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"batch, kv_heads, kv_len and head_dim must agree; got {shapes}")
+    if not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise ValueError(f"heads must be a multiple of kv_heads; got {shapes}")
+    if not all((*q.shape, *k.shape)):
+        raise ValueError(f"no dimension may be empty; got {shapes}")
+    if q.shape[3] > GREATEST_HEAD_DIM:
+        raise ValueError(f"head_dim may be up to {GREATEST_HEAD_DIM}; got {q.shape[3]}")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+        raise ValueError(
+            f"q, k and v must be of one dtype, float32, float16 or bfloat16; got {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v must be on one device; got {q.device}, {k.device}, {v.device}")
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("attnbench", "DEF")
+_library.define(
+    "attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float scale, str precision)"
+    " -> (Tensor out, Tensor logsumexp, Tensor magnitudes)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    "attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor d_out, Tensor logsumexp, Tensor magnitudes,"
+    " bool causal, float scale, str precision) -> (Tensor dq, Tensor dk, Tensor dv)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+for _key in ("CUDA", "CPU"):  # on a CPU, Triton's interpreter runs the kernels, where it is asked to
+    _library.impl("attention_forward", launch.forward, _key)
+    _library.impl("attention_backward", launch.backward, _key)
+
+
+@torch.library.register_fake("attnbench::attention_forward", lib=_library)
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str) -> tuple[Tensor, ...]:
+    return launch.forward_results(q, k, precision)
+
+
+@torch.library.register_fake("attnbench::attention_backward", lib=_library)
+def _fake_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    d_out: Tensor,
+    logsumexp: Tensor,
+    magnitudes: Tensor,
+    causal: bool,
+    scale: float,
+    precision: str,
+) -> tuple[Tensor, ...]:
+    return launch.backward_results(q, k, v)
+
+
+def _keep(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    q, k, v, ctx.causal, ctx.scale, ctx.precision = inputs
+    out, logsumexp, magnitudes = output
+    ctx.save_for_backward(q, k, v, out, logsumexp, magnitudes)
+    ctx.mark_non_differentiable(logsumexp, magnitudes)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, d_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if d_out is None:
+        return (None,) * 6
+    q, k, v, out, logsumexp, magnitudes = ctx.saved_tensors
+    grads = torch.ops.attnbench.attention_backward(
+        q, k, v, out, d_out, logsumexp, magnitudes, ctx.causal, ctx.scale, ctx.precision
+    )
+    return (*grads, None, None, None)
+
+
+def _no_double_backward(ctx, *_: object) -> None:
+    raise RuntimeError("attnbench.attention has no second derivative; use another attention for double backward")
+
+
+torch.library.register_autograd("attnbench::attention_forward", _backward, setup_context=_keep, lib=_library)
+torch.library.register_autograd("attnbench::attention_backward", _no_double_backward, lib=_library)

@@ -1,0 +1,1 @@
+"""Kernels in Triton alone, for any GPU it supports."""

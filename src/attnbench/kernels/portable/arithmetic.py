@@ -1,0 +1,101 @@
+"""Products of tiles in each precision, as Triton inlines them into the kernels.
+
+float16 and bfloat16 have one way to be multiplied, `native`. For float32 there are these, by name:
+
+- `ieee`: every product and sum in float32, on the FMA units.
+- `tf32x3`, `bf16x3`: three products on tensor cores, of the parts that Triton splits each operand into; `tf32`: one, of
+  operands rounded to 11 bits.
+- `fp16x3`: three products of two float16 halves, which together hold 22 bits of an operand; `fp16x1`: one product of the
+  first halves, 11 bits like TensorFloat-32 at twice its rate.
+
+For the last two each operand is scaled by a power of two, so that the largest magnitude of its head lies in [2¹³, 2¹⁴).
+Then both halves of anything down to 2⁻¹⁷ of that largest keep all their bits, and below that the error stays under 2⁻³⁹ of
+the largest (one half: down to 2⁻²⁷, and 2⁻³⁸).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+HALVES = {"fp16x3": 2, "fp16x1": 1}
+"""Precisions that multiply float16 halves, and how many of each operand."""
+
+FLOAT32_PRECISIONS = ("ieee", "tf32x3", "bf16x3", "tf32", *HALVES)
+NATIVE = "native"
+"""The precision of 16-bit types."""
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+TOP = tl.constexpr(13)
+"""Binary exponent of the largest magnitude of a scaled operand, and of the weights' 1."""
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """2ᵉ as float32 for -127 < e < 128."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scaled(x, exponent):
+    """x·2ᵉ, in two steps: 2ᵉ itself need not be a float32. Beyond ±252 there is nothing but zero and infinity."""
+    exponent = tl.minimum(tl.maximum(exponent, -252), 252)
+    half = exponent >> 1
+    return x * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+@triton.jit
+def exponent_at(magnitudes, head, PARTS: tl.constexpr):
+    """The exponent by which a head of an operand is scaled; 0 where nothing is.
+
+    `magnitudes` holds the bits of the largest magnitude of each head.
+    """
+    exponent = 0
+    if PARTS > 0:
+        exponent = TOP + 127 - (tl.load(magnitudes + head) >> 23 & 0xFF)
+    return exponent
+
+
+@triton.jit
+def halves(x):
+    """x as the sum of two float16."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def split(x, exponent, PARTS: tl.constexpr):
+    """A tile just loaded as an operand of `product`, which wants two parts; of what has one, both are that."""
+    if PARTS > 0:
+        return halves(scaled(x, exponent))
+    else:  # noqa: RET505  Triton wants a return in each branch
+        return x, x
+
+
+@triton.jit
+def narrowed(x, dtype: tl.constexpr, PARTS: tl.constexpr):
+    """float32 that the kernel computed as an operand of `product`; for halves it is in their range already."""
+    if PARTS > 0:
+        return halves(x)
+    else:  # noqa: RET505
+        return x.to(dtype), x.to(dtype)
+
+
+@triton.jit
+def product(a_high, a_low, b_high, b_low, sums, PRECISION: tl.constexpr):
+    """sums + a @ b, of operands in parts; the small terms first."""
+    if PRECISION == "fp16x3":
+        sums = tl.dot(a_low, b_high, sums)
+        sums = tl.dot(a_high, b_low, sums)
+        return tl.dot(a_high, b_high, sums)
+    elif PRECISION == "fp16x1":  # noqa: RET505
+        return tl.dot(a_high, b_high, sums)
+    elif PRECISION == "native":
+        if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
+            return sums + tl.dot(a_high.to(tl.float32), b_high.to(tl.float32))
+        return tl.dot(a_high, b_high, sums)
+    elif INTERPRETED:  # which knows one precision
+        return tl.dot(a_high, b_high, sums, input_precision="ieee")
+    else:
+        return tl.dot(a_high, b_high, sums, input_precision=PRECISION)
