@@ -20,7 +20,7 @@ from attnbench.bench import Bench, Settings
 from attnbench.grid import Grid
 from attnbench.inputs import make_inputs
 from attnbench.limits import Ceilings
-from attnbench.measure.call import Call
+from attnbench.measure.call import TorchCall
 from attnbench.measure.ceilings import measure
 from attnbench.measure.kernels import device_times, empty_kernel
 from attnbench.measure.timing import Timer
@@ -61,14 +61,14 @@ def test_a_backend_that_says_yes_is_right_and_one_that_says_no_would_not_have_be
     backend = backends.load(name)
     reason = backend.refuses(Ask(case, "cuda"))
     torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
-    call = Call(backend.build(case), make_inputs(case, CUDA, 0))
+    call = TorchCall(backend.build(case), make_inputs(case, CUDA, 0))
     if reason is None:
-        out = call.check_output(call.forward())
+        out = call.output(call.forward())
         errors = reference.compare(case, reference.reference(case, call.inputs), out, call.backward(out))
         assert errors.complaint is None, errors
         return
     try:
-        out = call.check_output(call.forward())
+        out = call.output(call.forward())
         complaint = reference.compare(case, reference.reference(case, call.inputs), out, call.backward(out)).complaint
     except Exception as error:
         complaint = repr(error)
@@ -136,9 +136,9 @@ def test_the_record_says_what_sdpa_ran(tmp_path: Path) -> None:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def call_of(name: str, **sizes: object) -> Call:
+def call_of(name: str, **sizes: object) -> TorchCall:
     case = small(**{"batch": 8, "heads": 1, "kv_heads": 1, "d_model": 64, "dtype": "bfloat16"} | sizes)
-    return Call(backends.load(name).build(case), make_inputs(case, CUDA, 0))
+    return TorchCall(backends.load(name).build(case), make_inputs(case, CUDA, 0))
 
 
 def timer(**how: object) -> Timer:

@@ -510,12 +510,27 @@ def result_of(code: str, case: Case, **names: Any) -> tuple[Any, Any]:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-@pytest.mark.parametrize("backend", ["naive", "eager", "compile", "sdpa", "sdpa-math", "sdpa-flash", "flex"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "naive",
+        "eager",
+        "compile",
+        "compile-max-autotune",
+        "sdpa",
+        "sdpa-math",
+        "sdpa-flash",
+        "flex",
+        "flex-causal-score",
+    ],
+)
 def test_the_code_computes_attention(backend: str, case: Case) -> None:
     import torch
 
     if backend == "sdpa-flash" and case.kv_len != case.seq_len:
         pytest.skip("the flash kernel takes no mask of unequal lengths on CPU")
+    if backend == "flex-causal-score" and not case.causal:
+        pytest.skip("it is about the causal mask")
     code = snippet(backend, case).replace("torch.compile(", "(lambda function, **_: function)(")  # compiling takes long
     out, right = result_of(code, case)
     torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)

@@ -46,17 +46,31 @@ from torch.nn.attention.flex_attention import {create_mask}flex_attention
 {block_mask}attention = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 out = attention(q, k, v{flex})
 """
+_FLEX_SCORE = """\
+import math
+
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+{hide}attention = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+out = attention(q, k, v{flex_score})
+"""
 
 SNIPPETS: dict[str, str] = {
     "naive": _WRITTEN_OUT.replace("WEIGHTS", _NAIVE),
     "eager": _EAGER,
     "compile": _EAGER.replace("\nout", "\nattention = torch.compile(attention, fullgraph=True, dynamic=False)\nout"),
+    "compile-max-autotune": _EAGER.replace(
+        "\nout",
+        '\nattention = torch.compile(attention, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")\nout',
+    ),
     "sdpa": _SDPA,
     "sdpa-math": _PINNED.replace("KERNEL", "MATH"),
     "sdpa-flash": _PINNED.replace("KERNEL", "FLASH_ATTENTION"),
     "sdpa-efficient": _PINNED.replace("KERNEL", "EFFICIENT_ATTENTION"),
     "sdpa-cudnn": _PINNED.replace("KERNEL", "CUDNN_ATTENTION"),
     "flex": _FLEX,
+    "flex-causal-score": _FLEX_SCORE,
 }
 """Code that makes `out` of q, k and v, by backend; what depends on the case stands in braces (`_details`)."""
 
@@ -75,6 +89,13 @@ mask = create_block_mask(sees, None, None, {N}, {M}, device=str(q.device))
 _TF32 = 'torch.set_float32_matmul_precision("high")'
 _WORKSPACE = 'os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first call on the GPU'
 _DETERMINISTIC = "torch.use_deterministic_algorithms(True)"
+_HIDE = """\
+
+def hide(score, batch, head, query, key):
+    return torch.where(query{offset} >= key, score, -math.inf)
+
+
+"""
 
 
 def snippet(backend: str, case: Case, source: str | None = None, deterministic_on: str | None = None) -> str:
@@ -125,9 +146,11 @@ def _details(case: Case) -> dict[str, str]:
         "create_mask": "create_block_mask, ",
         "block_mask": _BLOCK_MASK.format(offset=f" + {offset}" if offset else "", N=case.seq_len, M=case.kv_len),
         "flex": ", block_mask=mask",
+        "hide": _HIDE.format(offset=f" + {offset}" if offset else ""),
+        "flex_score": ", score_mod=hide",
     }
     details = of_mask if case.causal else dict.fromkeys(of_mask, "")
-    return details | {name: details[name] + grouped for name in ("sdpa", "flex")}
+    return details | {name: details[name] + grouped for name in ("sdpa", "flex", "flex_score")}
 
 
 def _import(where: str) -> str:

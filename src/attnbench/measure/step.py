@@ -68,14 +68,15 @@ def take_step(
 
     grads = None
     with Watch(device) if watched else nullcontext(_unwatched) as watch:
-        out, forward_ms = watch(lambda: timed("forward", call.forward))
-        out = call.check_output(out)
+        result, forward_ms = watch(lambda: timed("forward", call.forward))
+        out = call.output(result)
         call.check_inputs()
         ledger.after_forward()
         window = Window({"forward": [forward_ms]})
         if backward:
-            grads, backward_ms = watch(lambda: timed("backward", lambda: call.backward(out)))
+            found, backward_ms = watch(lambda: timed("backward", lambda: call.backward(result)))
             ledger.after_backward()
+            grads = call.gradients(found)
             window.samples_ms |= {"backward": [backward_ms], "forward_backward": [forward_ms + backward_ms]}
     seen: dict[str, Any] = {}
     if isinstance(watch, Watch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attnbench.measure.call import Call
+from attnbench.measure.call import TorchCall
 from attnbench.measure.sampling import Sampling, Window, sample, settle
 from attnbench.measure.stopwatch import CpuStopwatch, CudaStopwatch, Timed
 from attnbench.measure.telemetry import monitor
@@ -69,7 +69,7 @@ class Timer:
 SEED_WARMUP, SEED_ITERATIONS = 10, 100
 
 
-def time_as_seed(call: Call, device: torch.device, *, backward: bool, budget_s: float) -> Sampling:
+def time_as_seed(call: TorchCall, device: torch.device, *, backward: bool, budget_s: float) -> Sampling:
     """The procedure of the table attnbench began with, for comparison with it.
 
     The forward includes a sum over the output; the pass it calls backward is a whole step: forward, sum and a backward
