@@ -53,6 +53,17 @@ BUILTIN: dict[str, Entry] = {
     "sdpa-cudnn": Entry("sdpa"),
     "flex": Entry("flex"),
     "flex-causal-score": Entry("flex"),
+    "flash-attn-2": Entry("flash_attn", "flash_attn"),
+    "flash-attn-2-deterministic": Entry("flash_attn", "flash_attn"),
+    "flash-attn-3": Entry("flash_attn", "flash_attn_3"),
+    "flash-attn-3-deterministic": Entry("flash_attn", "flash_attn_3"),
+    "flash-attn-4": Entry("flash_attn", "flash_attn_4"),
+    "flash-attn-4-deterministic": Entry("flash_attn", "flash_attn_4"),
+    "xformers": Entry("packaged", "xformers"),
+    "cudnn-frontend": Entry("cudnn_frontend", "cudnn"),
+    "cudnn-frontend-deterministic": Entry("cudnn_frontend", "cudnn"),
+    "transformer-engine": Entry("packaged", "transformer_engine"),
+    "flashinfer": Entry("packaged", "flashinfer"),
 }
 """Every backend that ships with attnbench, in the order of tables."""
 

@@ -15,12 +15,16 @@ from attnbench.errors import printable
 
 @dataclass(frozen=True)
 class Package:
-    """A package: what is imported of it, under which names it is installed, and how to get it."""
+    """A package: what is imported of it, under which names it is installed, and how to get it.
+
+    `brings` is what the module must have: some packages leave it out where their compiled part cannot be loaded.
+    """
 
     module: str
     distributions: tuple[str, ...]
     install: str
     least: str = "0"
+    brings: str = ""
 
     @property
     def name(self) -> str:
@@ -33,10 +37,12 @@ class Package:
     def broken(self) -> str | None:
         """The first line of what importing it raises; None where that works. To be asked where it may do harm alone."""
         try:
-            importlib.import_module(self.module)
+            module = importlib.import_module(self.module)
         except BaseException as error:  # SystemExit too: whatever a package does at import
             said = printable(str(error).strip().partition("\n")[0])
             return f"importing {self.module} raised {type(error).__name__}" + (f": {said}" if said else "")
+        if self.brings and not hasattr(module, self.brings):
+            return f"{self.module} has no {self.brings}: what it is compiled in was not loaded"
         return None
 
     def version(self) -> str:
@@ -57,7 +63,7 @@ PACKAGES: dict[str, Package] = {
         "flash_attn_interface", ("flash-attn-3",), "build it from the folder hopper of the flash-attention sources"
     ),
     "flash_attn_4": Package("flash_attn.cute", ("flash-attn-4", "fa4"), "pip install flash-attn-4"),
-    "xformers": Package("xformers.ops", ("xformers",), "pip install xformers"),
+    "xformers": Package("xformers.ops", ("xformers",), "pip install xformers", brings="memory_efficient_attention"),
     "cudnn": Package("cudnn", ("nvidia-cudnn-frontend",), "pip install nvidia-cudnn-frontend", "1.5"),
     "transformer_engine": Package(
         "transformer_engine.pytorch", ("transformer-engine",), "pip install 'transformer_engine[pytorch]'"
