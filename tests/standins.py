@@ -1,4 +1,4 @@
-# pyright: basic, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# pyright: basic, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportCallIssue=false
 """Stand-ins for packages that need a GPU: the signatures of the real ones, checks of what they are given, and attention
 in tensor operations, so that an adapter's output and gradients can be checked on a CPU."""
 
@@ -14,7 +14,7 @@ import torch
 
 def attend(q_BHNd, k_BGMd, v_BGMd, causal, scale):
     """Attention in float32, mask to the bottom right; zeros for queries that see no key."""
-    group = q_BHNd.shape[1] // k_BGMd.shape[1]
+    group, scale = q_BHNd.shape[1] // k_BGMd.shape[1], q_BHNd.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = q_BHNd.float(), k_BGMd.float().repeat_interleave(group, 1), v_BGMd.float().repeat_interleave(group, 1)
     scores = q @ k.transpose(-2, -1) * scale
     if causal:

@@ -129,7 +129,7 @@ def step_ledger(device: torch.device, case: Case, name: str) -> dict[str, float]
     attention = backends.load(name).build(case)
     fields: dict[str, float] = {}
     for _ in range(2):
-        ledger = Ledger(device)
+        ledger = Ledger(probe(device))
         call = TorchCall(attention, make_inputs(case, device, 0))
         ledger.after_inputs()
         out = call.forward()

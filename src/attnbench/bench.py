@@ -23,7 +23,7 @@ from attnbench.inputs import Inputs, make_inputs
 from attnbench.machine import physical_cores, torch_software
 from attnbench.measure import ceilings, graphs, kernels
 from attnbench.measure.accounts import Accounts
-from attnbench.measure.call import Call, TorchCall, make_call
+from attnbench.measure.call import Call, TorchCall, make_call, make_probe
 from attnbench.measure.rehearsal import rehearse
 from attnbench.measure.sampling import Sampling
 from attnbench.measure.step import Step, take_step
@@ -112,12 +112,17 @@ class Bench:
                 "unavailable": why_not,
                 "memory_model": backend.memory_model,
                 "compiles": backend.compiles,
-                "refusals": [backend.refuses(ask) for ask in asks] or [why_not] * len(wanted),
+                "refusals": [self._refusal(backend, ask) for ask in asks] or [why_not] * len(wanted),
                 "padded_d_models": [backend.padded_d_model(ask) for ask in asks] or [None] * len(wanted),
             })  # fmt: skip
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return {"software": torch_software(), "backends": told, "threads": torch.get_num_threads()}
+
+    def _refusal(self, backend: Backend, ask: Ask) -> str | None:
+        if self.seeds_own and backend.framework != "torch":
+            return "the first table's procedure is PyTorch's: sums over tensors, gradients that accumulate"
+        return backend.refuses(ask)
 
     def calibrate(self) -> dict[str, Any]:
         """The device's ceilings, as `attnbench.limits.Ceilings` has them."""
@@ -139,7 +144,9 @@ class Bench:
         chosen = self._backend(backend, source)
         fields: dict[str, Any] = {"backend_version": chosen.version()}
         if self.device.type == "cuda" and not self.seeds_own:
-            fields |= {"clock_regime": self.settings.clock, "event_overhead_ms": self.timer.overhead_ms}
+            fields["clock_regime"] = self.settings.clock
+            if chosen.framework == "torch":
+                fields["event_overhead_ms"] = self.timer.overhead_ms
         if first:
             step = self._check(chosen, fields)
             if fields.get("status") == "incorrect":
@@ -241,6 +248,7 @@ class Bench:
         return take_step(
             lambda: self._call(backend),
             self.device,
+            make_probe(backend, self._attention(backend), self.device),
             self.accounts,
             self._enter,
             backward=self.backward,
@@ -255,7 +263,7 @@ class Bench:
         Near the power cap the clock is never quite at rest, and a look at every visit sees what the samples see.
         """
         warm_s = 0.1 if self.near_cap.get(backend.name) else 0.0
-        seen = kernels.device_times(call, self.timer.stopwatch(call), warm_s=warm_s)
+        seen = kernels.device_times(self.timer.stopwatch(call), warm_s=warm_s)
         fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
         fields |= _fallback(backend, fields.get("kernels_forward", ()))
         return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}
@@ -264,10 +272,10 @@ class Bench:
         """The time of a call among others back to back, where the host could matter to it."""
         if sum(statistics.median(taken) for taken in sampling.samples_ms.values()) > HOST_MAY_MATTER_MS:
             return {}
-        fields = {"call_forward_ms": time_calls(call.forward, self.device)}
+        fields = {"call_forward_ms": time_calls(call.forward, call.wait)}
         if self.backward:
             out = call.forward()
-            fields["call_backward_ms"] = time_calls(lambda: call.backward(out), self.device)
+            fields["call_backward_ms"] = time_calls(lambda: call.backward(out), call.wait)
         return fields
 
     def _in_a_graph(self, call: Call, budget_s: float) -> dict[str, Any]:
@@ -317,10 +325,13 @@ class Bench:
         self.accounts.listen_to_the_compiler()
 
     def _call(self, backend: Backend) -> Call:
+        return make_call(backend, self._attention(backend), self._inputs(), self.accounts.compiling)
+
+    def _attention(self, backend: Backend) -> Attention:
         assert self.case is not None
         if backend.name not in self.callables:
             self.callables[backend.name] = backend.build(self.case)
-        return make_call(backend, self.callables[backend.name], self._inputs())
+        return self.callables[backend.name]
 
     def _inputs(self) -> Inputs:
         assert self.case is not None

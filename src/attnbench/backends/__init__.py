@@ -64,6 +64,9 @@ BUILTIN: dict[str, Entry] = {
     "cudnn-frontend-deterministic": Entry("cudnn_frontend", "cudnn"),
     "transformer-engine": Entry("packaged", "transformer_engine"),
     "flashinfer": Entry("packaged", "flashinfer"),
+    "jax-xla": Entry("jax", "jax"),
+    "jax-cudnn": Entry("jax", "jax"),
+    "jax-mosaic": Entry("jax", "jax"),
 }
 """Every backend that ships with attnbench, in the order of tables."""
 
@@ -82,7 +85,8 @@ class Backend:
     `package` is what it needs besides PyTorch.
 
     `layout` is that of the tensors it is called with and returns, one of `attnbench.measure.call.LAYOUTS`: inputs are laid
-    out so before any time is taken. `memory_model` names the entry of `attnbench.forecast.MODELS` that
+    out so before any time is taken. `framework` is `torch` or `jax`; of the latter, `build` gives an
+    `attnbench.measure.jax_call.JaxAttention`. `memory_model` names the entry of `attnbench.forecast.MODELS` that
     forecasts its memory. `rehearsable` tells that every large allocation is a tensor of some ATen operation, so that
     `attnbench.measure.rehearsal` can find an out-of-memory without doing the arithmetic. `compiles` tells that the
     first call of each shape compiles. `own_kernels` are parts of names, in small letters, of which one at least stands in those of its
@@ -98,6 +102,7 @@ class Backend:
     lacks: Callable[[str], str | None] = _nothing
     objects: Callable[[Ask], str | None] = _nothing
     layout: str = "BHNd"
+    framework: str = "torch"
     memory_model: str | None = None
     rehearsable: bool = False
     compiles: bool = False

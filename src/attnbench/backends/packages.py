@@ -69,7 +69,7 @@ PACKAGES: dict[str, Package] = {
         "transformer_engine.pytorch", ("transformer-engine",), "pip install 'transformer_engine[pytorch]'"
     ),
     "flashinfer": Package("flashinfer", ("flashinfer-python",), "pip install flashinfer-python", "0.2"),
-    "jax": Package("jax", ("jax",), "pip install jax, or 'jax[cuda13]' for CUDA", "0.7"),
+    "jax": Package("jax", ("jax",), "pip install 'attnbench[jax]', for CUDA 'jax[cuda13]' besides", "0.7"),
 }
 """Every package that a backend needs besides PyTorch, by the name of the process that it is used in."""
 

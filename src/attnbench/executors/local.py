@@ -181,7 +181,7 @@ class LocalExecutor:
             stderr=log,
             pass_fds=(request_read, reply_write),
             start_new_session=True,  # Ctrl-C reaches the runner alone, and a kill reaches compilers it started
-            env=worker_environment(self._cache.name),
+            env=worker_environment(self._cache.name, request.device),
         )
         os.close(request_read)
         os.close(reply_write)
@@ -228,7 +228,7 @@ class LocalExecutor:
         )
 
 
-def worker_environment(cache: str) -> dict[str, str]:
+def worker_environment(cache: str, device: str = "cpu") -> dict[str, str]:
     """The user's environment, less what would change precision behind a case's back, with what a worker measures in.
 
     Compilers keep their caches in a folder of the run, so that `compile_ms` is a compilation. Large CPU tensors lie in
@@ -240,5 +240,7 @@ def worker_environment(cache: str) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
         "TRITON_CACHE_DIR": os.path.join(cache, "triton"),
         "THP_MEM_ALLOC_ENABLE": "1",
+        "JAX_PLATFORMS": "cpu" if device == "cpu" else "cuda,cpu",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # it would take three quarters of the GPU from the other workers
         "PYTHONUNBUFFERED": "1",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from attnbench.backends import Attention, Backend
 from attnbench.inputs import Inputs
+from attnbench.measure.memory import Probe, probe
 
 Grads = tuple[Tensor, ...]
 
@@ -22,13 +24,20 @@ class BrokenPromise(Exception):
 class Call(Protocol):
     """A backend's callable on its inputs, whatever its framework.
 
-    What `forward` gives is for `backward` to take, and is a result to `output` alone; so with `backward` and `gradients`.
+    `on_torch_stream` tells that its work on a GPU is queued on PyTorch's current stream, where PyTorch's events see it. What `forward` gives is for `backward` to take, and is a result to `output` alone; so with `backward` and `gradients`.
     """
+
+    @property
+    def on_torch_stream(self) -> bool: ...
 
     def forward(self) -> Any: ...
 
     def backward(self, out: Any) -> Any:
         """The gradients of q, k and v for the random output gradient; `out` can be used again."""
+        ...
+
+    def wait(self, result: Any) -> None:
+        """Returns when a result is there, on whatever device."""
         ...
 
     def output(self, out: Any) -> Tensor:
@@ -44,9 +53,32 @@ class Call(Protocol):
         ...
 
 
-def make_call(backend: Backend, attention: Attention, inputs: Inputs) -> Call:
-    """A call of what `backend` built, on inputs (batch, heads, seq, d_model) that are laid out for it here."""
+def make_call(
+    backend: Backend,
+    attention: Attention,
+    inputs: Inputs,
+    compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Call:
+    """A call of what `backend` built, on inputs (batch, heads, seq, d_model) that are laid out for it here.
+
+    `compiling` is entered while a framework compiles that does not tell PyTorch's own listeners so.
+    """
+    if backend.framework == "jax":
+        from attnbench.measure.jax_call import JaxAttention, JaxCall
+
+        assert isinstance(attention, JaxAttention)
+        return JaxCall.on(attention, inputs, backend.layout, compiling)
     return TorchCall(attention, _laid_out(inputs, backend.layout), backend.layout)
+
+
+def make_probe(backend: Backend, attention: Attention, device: torch.device) -> Probe | None:
+    """Where the memory of a backend's calls can be read; None where this system has no way to tell."""
+    if backend.framework == "jax" and device.type == "cuda":
+        from attnbench.measure.jax_call import JaxAttention, JaxProbe
+
+        assert isinstance(attention, JaxAttention)
+        return JaxProbe(attention, device.index)
+    return probe(device)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -83,6 +115,8 @@ class TorchCall:
     inputs: Inputs
     layout: str = "BHNd"
 
+    on_torch_stream = True
+
     def forward(self) -> Tensor:
         return self.attention(self.inputs.q, self.inputs.k, self.inputs.v)
 
@@ -90,6 +124,10 @@ class TorchCall:
         """dq, dk and dv for the random output gradient; nothing is accumulated and the graph stays."""
         q, k, v, do = self.inputs
         return torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
+
+    def wait(self, result: object) -> None:  # noqa: ARG002 - the device works in order
+        if self.inputs.q.device.type == "cuda":
+            torch.cuda.synchronize(self.inputs.q.device)
 
     def check_inputs(self) -> None:
         if any(tensor._version for tensor in (self.inputs.q, self.inputs.k, self.inputs.v)):
