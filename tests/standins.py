@@ -292,7 +292,7 @@ def install(monkeypatch) -> None:
     }
     bias = {kind.__name__: kind for kind in (LowerTriangularMask, LowerTriangularFromBottomRightMask)}
     modules = [
-        module("flash_attn"),
+        module("flash_attn", flash_attn_func=flash_attn_2),
         module("flash_attn.flash_attn_interface", flash_attn_func=flash_attn_2),
         module("flash_attn_interface", flash_attn_func=flash_attn_3),
         module("flash_attn.cute", flash_attn_func=flash_attn_4),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.measure.call import LAYOUTS
 from attnbench.request import expand_backends, parse_case
+from attnbench.show import backend_facts, backends_text
 from conftest import SMALL_GRID, Attnbench, records_of, small
 
 RULES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -108,6 +111,18 @@ def test_a_backend_objects_only_to_what_its_data_takes() -> None:
     assert eager.unavailable("cuda") == "runs on cpu alone"
 
 
+def test_the_tables_in_the_docs_are_those_of_the_code() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    tables = runpy.run_path(str(docs / "support.py"))
+    page = (docs / "backends.md").read_text("utf-8")
+    assert tables["written"](page) == page, "stale; run: python docs/support.py"
+    stale = page.replace("| any ", "| 64 ").replace("by default", "never")
+    assert stale != page
+    assert tables["written"](stale) == page
+    for name in backends.BUILTIN:
+        assert page.count(f"| `{name}` ") >= 2, "a row in each"
+
+
 # --- cases from the command line --------------------------------------------------------------------------------------
 
 
@@ -158,9 +173,20 @@ def test_backends_are_asked_about_cases(attnbench: Attnbench) -> None:
     assert "no backward on CPU" in told["flex"]["cases"][0]["refused"]
     assert told["sdpa-cudnn"]["cases"][0]["refused"] == "needs a CUDA GPU"
     assert told["compile-max-autotune"]["by_default"] is False
-    text = attnbench("backends", "--device", "cpu", *cases, "--pass", "forward", "--backend", "flex").stdout
-    assert text.count("yes") == 2
-    assert attnbench("backends", "--case", "d_modl=3").returncode == 2
+
+
+def test_a_table_of_cases_has_a_column_for_each() -> None:
+    told = {"name": "flex", "about": "", "version": None, "unavailable": None}
+    asked = {"d_model=16": small(), "d_model=48": small(d_model=48), "dtype=float64": small(dtype="float64")}
+    facts = backend_facts(told | {"refusals": [None, None, "not this"], "padded_d_models": [None, 64, None]}, asked)
+    header, _, row = backends_text([facts], "cpu").splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == ["backend", *asked]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "flex",
+        "yes",
+        "yes, on 64 dimensions a head",
+        "not this",
+    ]
 
 
 def test_what_compiles_for_minutes_runs_only_when_named() -> None:

@@ -42,7 +42,7 @@ SUPPORT = {
 NAMES = {"flash_attn": "flash-attn-2", "flash_attn_3": "flash-attn-3", "flash_attn_4": "flash-attn-4"}
 ABOUT = {
     "flash_attn": "FlashAttention-2",
-    "flash_attn_3": "FlashAttention-3, for Hopper",
+    "flash_attn_3": "FlashAttention-3 (Hopper)",
     "flash_attn_4": "FlashAttention-4",
 }
 LARGEST_DETERMINISTIC = {"flash_attn_3": 192}

@@ -46,7 +46,7 @@ FLASH = HeadDims(most=256, kernels=(32, 64, 96, 128, 192, 256))
 
 SUPPORT = {
     # The flash kernel sees to queries that see no key; what the dispatcher takes for float32 does not.
-    "sdpa": {"cpu": Support(), "cuda": Support(blind=SIXTEEN_BIT)},
+    "sdpa": {"cpu": Support(), "cuda": Support(blind=("float64", *SIXTEEN_BIT))},
     "sdpa-math": {"cpu": Support(), "cuda": Support()},
     # On CPU a causal mask over unequal lengths is materialised, which is no longer the flash kernel.
     "sdpa-flash": {"cpu": Support(causal_unequal=False), "cuda": Support(SIXTEEN_BIT, head_dims=FLASH)},
