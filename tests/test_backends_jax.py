@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ from attnbench.backends.packages import PACKAGES
 from attnbench.bench import Bench, Settings
 from attnbench.inputs import make_inputs
 from attnbench.measure.call import BrokenPromise, make_call, make_probe
+from attnbench.measure.kernels import Seen, device_times
 from attnbench.measure.memory import Ledger
+from attnbench.measure.profiled import ProfiledStopwatch
 from attnbench.reference import compare, reference
 from conftest import SMALL_GRID, Attnbench, records_of, small
 from test_backends import SHAPES
@@ -196,7 +199,7 @@ def test_mosaic_and_cudnn_are_called_as_jax_has_them(monkeypatch: pytest.MonkeyP
 
 
 def test_jax_runs_in_a_process_of_its_own_and_is_measured_like_the_others(attnbench: Attnbench, tmp_path: Path) -> None:
-    assert backends.worker_of("jax-xla") == "jax"
+    assert backends.worker_of("jax-xla") == "package jax"
     names = ("--backend=jax-xla", "--backend=jax-cudnn", "--backend=eager")
     done = attnbench("run", *SMALL_GRID, "--causal", *names, "--out", "run", "--quiet")
     assert done.returncode == 0, done.stderr
@@ -212,3 +215,72 @@ def test_jax_runs_in_a_process_of_its_own_and_is_measured_like_the_others(attnbe
         attnbench("plan", *SMALL_GRID, "--protocol", "seed", "--backend=jax-xla", "--backend=eager", "--json").stdout
     )
     assert ["PyTorch's" in str(cell["unsupported"]) for cell in told["cells"]] == [True, False]
+
+
+class Records:
+    """A profiler that saw the pieces of work it was given take 1, 2, 3, … milliseconds, one kernel each."""
+
+    blind = False
+    pieces = 0
+
+    def __init__(self, device: torch.device) -> None:
+        Records.pieces = 0
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self, work: Callable[[], Any]) -> Any:
+        Records.pieces += 1
+        return work()
+
+    def seen(self) -> list[Seen]:
+        return [Seen((), None) if self.blind else Seen(("kernel",), 0.5, i + 1.0) for i in range(Records.pieces)]
+
+
+@pytest.fixture
+def profiled(monkeypatch: pytest.MonkeyPatch) -> tuple[ProfiledStopwatch, list[str]]:
+    """A stopwatch over a call that writes down what is done with it."""
+    done: list[str] = []
+    call = SimpleNamespace(
+        forward=lambda: done.append("forward"),
+        backward=lambda _: done.append("backward"),
+        wait=lambda _: done.append("wait"),
+    )
+    monkeypatch.setattr("attnbench.measure.profiled.Watch", Records)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=64))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: done.append("synchronise"))
+    monkeypatch.setattr(ProfiledStopwatch, "LEAD_S", 0.0)
+    monitor: Any = SimpleNamespace(read=lambda: None)
+    return ProfiledStopwatch(call, True, CPU, monitor), done  # pyright: ignore[reportArgumentType]
+
+
+def test_a_profiled_window_has_the_spans_of_passes_each_alone_on_the_device(
+    profiled: tuple[ProfiledStopwatch, list[str]],
+) -> None:
+    stopwatch, done = profiled
+    stopwatch._step_s = stopwatch.WINDOW_S / 2.5
+    taken = stopwatch.window(20)
+    assert taken.samples_ms == {"forward": [1, 4], "backward": [2, 5], "forward_backward": [3, 6]}
+    alone = ["synchronise", "forward", "wait", "synchronise", "backward", "wait"]
+    assert done == ([*alone, "synchronise", "forward", "backward", "wait"]) * 2
+    assert len(stopwatch.window(1).samples_ms["forward"]) == 1
+
+
+def test_without_the_profilers_records_there_is_no_time(
+    profiled: tuple[ProfiledStopwatch, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Records, "blind", True)
+    with pytest.raises(RuntimeError, match="the driver lets no profiler look"):
+        profiled[0].window(1)
+
+
+def test_kernels_are_looked_at_by_the_stopwatch_that_times_the_call(
+    profiled: tuple[ProfiledStopwatch, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnbench.measure.kernels.Watch", Records)
+    seen = device_times(profiled[0], repeats=3)
+    assert {name: piece.names for name, piece in seen.items()} == {"forward": ("kernel",), "backward": ("kernel",)}
+    assert seen["forward"].device_ms == 0.5

@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from attnbench import backends, forecast
-from attnbench.backends.packages import PACKAGES
 from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.executors.local import START_TIMEOUT_S, LocalExecutor, WorkerLost
@@ -115,7 +114,7 @@ def describe(
     for worker, group in groups.items():
         # torch is loaded by now; what takes long after that is a package or a user's module
         patience_s = max(30.0, timeout_s) if worker else START_TIMEOUT_S
-        installed = worker in PACKAGES or worker in backends.plugins()
+        installed = worker != "" and group[0] in backends.every()
         try:
             answer = executor.ask(asked | {"names": group}, patience_s, group[0])
             if failed := answer.get("fields"):

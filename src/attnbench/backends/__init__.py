@@ -153,7 +153,7 @@ def worker_of(name: str) -> str:
     if name not in BUILTIN:
         return name
     package = BUILTIN[name].package
-    return package if package and not PACKAGES[package].absent() else ""
+    return f"package {package}" if package and not PACKAGES[package].absent() else ""
 
 
 def load(name: str, source: str | None = None) -> Backend:
