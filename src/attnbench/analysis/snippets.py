@@ -130,6 +130,7 @@ def hide(score, batch, head, query, key):
 _JAX_MASK = "jax.numpy.tril(jax.numpy.ones((1, 1, {N}, {M}), dtype=bool), {M} - {N})"
 _JAX_TF32 = '\njax.config.update("jax_default_matmul_precision", "tensorfloat32")'
 
+
 def snippet(backend: str, case: Case, source: str | None = None, deterministic_on: str | None = None) -> str:
     """Python that calls a backend on q, k and v of a case, giving `out`.
 
