@@ -13,7 +13,7 @@ from attnbench.backends import Ask
 from attnbench.errors import RequestError
 from attnbench.grid import Grid
 from attnbench.inputs import make_inputs
-from attnbench.measure.call import BrokenPromise, Call
+from attnbench.measure.call import BrokenPromise, TorchCall
 from attnbench.reference import compare, reference
 from conftest import MISBEHAVING, small
 
@@ -53,8 +53,8 @@ def test_it_is_right_where_it_takes_a_case(name: str, shape: str) -> None:
             name == "sdpa-flash" and case.causal and case.seq_len != case.kv_len
         ), reason
         return
-    call = Call(backend.build(case), make_inputs(case, CPU, 0))
-    out = call.check_output(call.forward())
+    call = TorchCall(backend.build(case), make_inputs(case, CPU, 0))
+    out = call.output(call.forward())
     errors = compare(case, reference(case, call.inputs), out, call.backward(out))
     assert errors.complaint is None, errors
 
@@ -64,7 +64,7 @@ def test_the_refusal_of_queries_without_keys_is_right(name: str) -> None:
     case = small(**SHAPES["causal, fewer keys"])
     backend = backends.load(name)
     assert "30 queries see no key" in str(backend.refuses(Ask(case, "cpu")))
-    call = Call(backend.build(case), make_inputs(case, CPU, 0))
+    call = TorchCall(backend.build(case), make_inputs(case, CPU, 0))
     out = call.forward()
     assert compare(case, reference(case, call.inputs), out, call.backward(out)).complaint is not None
 
@@ -90,7 +90,9 @@ def test_the_registry_and_the_modules_agree() -> None:
         backend = backends.load(name)
         assert backend.name == name
         assert backend.about
-        assert backend.version() == f"torch {torch.__version__}"
+        if backend.package is None:
+            assert backend.version() == f"torch {torch.__version__}"
+        assert bool(backends.BUILTIN[name].package) == bool(backend.package)
 
 
 def test_eager_holds_its_scores_in_three_dimensions() -> None:
@@ -111,8 +113,8 @@ def test_eager_holds_its_scores_in_three_dimensions() -> None:
 def test_a_users_function_is_a_backend() -> None:
     case = small(causal=True, kv_len=80)
     backend = backends.load(f"{MISBEHAVING}:right")
-    call = Call(backend.build(case), make_inputs(case, CPU, 0))
-    out = call.check_output(call.forward())
+    call = TorchCall(backend.build(case), make_inputs(case, CPU, 0))
+    out = call.output(call.forward())
     assert compare(case, reference(case, call.inputs), out, call.backward(out)).complaint is None
     assert backend.version().startswith("sha256 ")
 
@@ -152,9 +154,9 @@ def test_what_is_no_function_is_told_in_one_line(where: str, complaint: str) -> 
 )
 def test_a_broken_promise_is_told(function: str, complaint: str) -> None:
     case = small()
-    call = Call(backends.load(f"{MISBEHAVING}:{function}").build(case), make_inputs(case, CPU, 0))
+    call = TorchCall(backends.load(f"{MISBEHAVING}:{function}").build(case), make_inputs(case, CPU, 0))
     with pytest.raises(BrokenPromise, match=complaint):
-        call.check_output(call.forward())
+        call.output(call.forward())
 
 
 def test_decorated_names_must_be_free_and_functions_at_the_top_of_a_file() -> None:

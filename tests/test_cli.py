@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from attnbench import calibration
 from attnbench.cli import main
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
 
@@ -166,7 +167,30 @@ def test_a_run_leaves_what_the_report_shows(attnbench: Attnbench, tmp_path: Path
     assert "holds a run already" in occupied.stderr
 
 
-def test_quiet_and_json(attnbench: Attnbench) -> None:
+def with_ceilings(monkeypatch: pytest.MonkeyPatch, cache: Path, times: float) -> None:
+    """Puts ceilings so many times those of a good CPU into a cache of the test's own, where runs find them."""
+    rates = {"copy_bytes_per_s": 1e11, "read_bytes_per_s": 1e11, "exp_per_s": 1e10}
+    found = {name: rate * times for name, rate in rates.items()} | {
+        "launch_ms": 1e-3 / times,
+        "cache_bytes": 0,
+        "matmul_flop_per_s": dict.fromkeys(("float32", "float64", "bfloat16", "float16"), 1e12 * times),
+    }
+    monkeypatch.setenv("ATTNBENCH_CACHE", str(cache))
+    monkeypatch.setattr(calibration, "_measured", lambda _device: found)
+    calibration.ceilings("cpu")
+
+
+def test_a_run_says_that_cells_are_faster_than_their_floor(
+    attnbench: Attnbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_ceilings(monkeypatch, tmp_path / "cache", 1e-6)
+    told = attnbench("run", *SMALL_GRID, "--backend=sdpa", "--out", "a", "--quiet").stderr
+    assert told.startswith("attnbench: 1 cells are faster than their floor")
+    assert told.count("\n") == 1
+
+
+def test_quiet_and_json(attnbench: Attnbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_ceilings(monkeypatch, tmp_path / "cache", 1e3)
     silent = attnbench("run", *SMALL_GRID, "--backend=sdpa", "--out", "a", "--quiet")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
     told = attnbench("run", *SMALL_GRID, "--backend=sdpa", "--out", "b", "--json", "--quiet")
@@ -188,7 +212,7 @@ def test_a_plan_tells_and_runs_nothing(attnbench: Attnbench, tmp_path: Path) -> 
     assert "Will not fit" in done.stdout
     assert "eager: seq_len 65536 d_model 16" in done.stdout
     left_out = done.stdout.partition("Left out, since nobody asked for them by name:")[2]
-    assert "flex: FlexAttention has no backward on CPU" in left_out
+    assert "flex: has no backward on CPU" in left_out
     assert "sdpa-cudnn: needs a CUDA GPU" in left_out
     told = json.loads(attnbench("plan", *options, "--backend", "flex", "--backend", "eager", "--json").stdout)
     assert [cell["backend"] for cell in told["cells"]] == ["flex", "eager"] * 2

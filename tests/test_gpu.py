@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -15,14 +16,16 @@ import torch
 
 from attnbench import backends, forecast, reference
 from attnbench.analysis.compare import compare
-from attnbench.backends import Ask
+from attnbench.backends import Ask, Backend
 from attnbench.bench import Bench, Settings
+from attnbench.case import Case
 from attnbench.grid import Grid
 from attnbench.inputs import make_inputs
 from attnbench.limits import Ceilings
-from attnbench.measure.call import Call
+from attnbench.measure.call import TorchCall, make_call
 from attnbench.measure.ceilings import measure
 from attnbench.measure.kernels import device_times, empty_kernel
+from attnbench.measure.stopwatch import CudaStopwatch
 from attnbench.measure.timing import Timer
 from attnbench.plan import Cell, Plan
 from attnbench.progress import Silent
@@ -52,27 +55,62 @@ CASES = {
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> None:
     torch._dynamo.reset()
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
-@pytest.mark.parametrize("name", backends.BUILTIN)
+def complaint_of(backend: Backend, case: Case, *, backward: bool) -> str | None:
+    """What is wrong with a backend's output and gradients, or the exception that it raised."""
+    torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
+    inputs = make_inputs(case, CUDA, 0, requires_grad=backward)
+    expected = reference.reference(case, inputs, backward=backward)
+    try:
+        call = make_call(backend, backend.build(case), inputs)
+        result = call.forward()
+        grads = call.gradients(call.backward(result)) if backward else None
+        return reference.compare(case, expected, call.output(result), grads).complaint
+    except Exception as error:
+        return repr(error)
+
+
+def agrees_with_itself(name: str, case: Case) -> None:
+    """Holds what a backend says of a case against what comes of it."""
+    backend = backends.load(name)
+    if why_not := backend.unavailable("cuda"):
+        pytest.skip(why_not)
+    backward = backend.support["cuda"].backward
+    reason = backend.refuses(Ask(case, "cuda", backward, torch.cuda.get_device_capability()))
+    complaint = complaint_of(backend, case, backward=backward)
+    if reason is None:
+        assert complaint is None
+    assert complaint is not None or reason is None, f"it refused with {reason!r}, but it would have been right"
+
+
+@pytest.mark.parametrize("name", [name for name, entry in backends.BUILTIN.items() if not entry.when_named])
 @pytest.mark.parametrize("shape", CASES)
 def test_a_backend_that_says_yes_is_right_and_one_that_says_no_would_not_have_been(name: str, shape: str) -> None:
-    case = small(**CASES[shape])
-    backend = backends.load(name)
-    reason = backend.refuses(Ask(case, "cuda"))
-    torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
-    call = Call(backend.build(case), make_inputs(case, CUDA, 0))
-    if reason is None:
-        out = call.check_output(call.forward())
-        errors = reference.compare(case, reference.reference(case, call.inputs), out, call.backward(out))
-        assert errors.complaint is None, errors
-        return
-    try:
-        out = call.check_output(call.forward())
-        complaint = reference.compare(case, reference.reference(case, call.inputs), out, call.backward(out)).complaint
-    except Exception as error:
-        complaint = repr(error)
-    assert complaint is not None, f"it refused with {reason!r}, but it would have been right"
+    agrees_with_itself(name, small(**CASES[shape]))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in backends.BUILTIN.items() if entry.when_named])
+def test_what_compiles_for_minutes_is_right_in_one_case(name: str) -> None:
+    agrees_with_itself(name, small(dtype="bfloat16", causal=True))
+
+
+@pytest.mark.parametrize("name", ["jax-xla", "jax-cudnn", "jax-mosaic"])
+def test_jax_is_timed_by_the_profiler_and_has_its_memory(name: str, tmp_path: Path) -> None:
+    if why_not := backends.load(name).unavailable("cuda"):
+        pytest.skip(why_not)
+    (found,) = measured(tmp_path / "run", name, seq_len=4096, kv_len=4096, dtype="float16").records
+    assert found.status == "ok", found.reason
+    assert found.kernels_forward
+    assert found.device_forward_ms == pytest.approx(found.forward_ms, rel=0.15)
+    assert found.call_forward_ms is not None
+    assert found.forward_ms is not None
+    assert found.call_forward_ms > 0.95 * found.forward_ms
+    assert found.forward_peak_MiB is not None
+    assert found.mem_after_inputs_MiB is not None
+    assert found.mem_after_inputs_MiB == pytest.approx(4 * 8 * 4096 * 64 * 2 / (1 << 20), rel=0.05)
+    assert found.forward_peak_MiB >= found.mem_after_inputs_MiB
 
 
 def run_command(tmp_path: Path, *args: str, code: int) -> dict[str, dict[str, object]]:
@@ -136,9 +174,9 @@ def test_the_record_says_what_sdpa_ran(tmp_path: Path) -> None:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def call_of(name: str, **sizes: object) -> Call:
+def call_of(name: str, **sizes: object) -> TorchCall:
     case = small(**{"batch": 8, "heads": 1, "kv_heads": 1, "d_model": 64, "dtype": "bfloat16"} | sizes)
-    return Call(backends.load(name).build(case), make_inputs(case, CUDA, 0))
+    return TorchCall(backends.load(name).build(case), make_inputs(case, CUDA, 0))
 
 
 def timer(**how: object) -> Timer:
@@ -153,6 +191,7 @@ def test_the_hosts_time_does_not_enter() -> None:
 
 def test_a_device_that_catches_up_with_the_host_is_noticed_and_given_more_time() -> None:
     stopwatch = timer().stopwatch(call_of(f"{MISBEHAVING}:slow_to_launch", seq_len=256, kv_len=256))
+    assert isinstance(stopwatch, CudaStopwatch)
     stopwatch.window(20)
     stopwatch._host_s, stopwatch._patience = 1e-5, 1.0  # it thinks that the host is quick
     starved = stopwatch.window(20)
@@ -217,7 +256,7 @@ def test_events_agree_with_the_kernels_own_times(name: str, sizes: dict[str, obj
     measured = timer().time(call, 0.3).samples_ms["forward"]
     stopwatch = timer().stopwatch(call)
     stopwatch.window(20)
-    seen = device_times(call, stopwatch)["forward"]
+    seen = device_times(stopwatch)["forward"]
     assert len([name for name in seen.names if not name.startswith("Memset")]) == 1
     assert statistics.median(measured) == pytest.approx(seen.device_ms, rel=0.02)
 

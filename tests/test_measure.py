@@ -15,7 +15,7 @@ from attnbench import backends, forecast
 from attnbench.case import Case
 from attnbench.families import family
 from attnbench.inputs import make_inputs
-from attnbench.measure.call import Call
+from attnbench.measure.call import TorchCall
 from attnbench.measure.kernels import Seen, Watch
 from attnbench.measure.memory import Ledger, ResidentProbe, probe
 from attnbench.measure.rehearsal import rehearse
@@ -43,12 +43,12 @@ class Paced(torch.autograd.Function):
         return grad
 
 
-def paced() -> Call:
+def paced() -> TorchCall:
     Paced.forwards = Paced.backwards = 0
-    return Call(lambda q, k, v: Paced.apply(q) + 0 * (k.sum() + v.sum()), make_inputs(small(), CPU, 0))
+    return TorchCall(lambda q, k, v: Paced.apply(q) + 0 * (k.sum() + v.sum()), make_inputs(small(), CPU, 0))
 
 
-def timed(call: Call, budget_s: float, *, backward: bool = True, warm: bool = False) -> dict[str, list[float]]:
+def timed(call: TorchCall, budget_s: float, *, backward: bool = True, warm: bool = False) -> dict[str, list[float]]:
     return Timer(CPU, backward).time(call, budget_s, warm=warm).samples_ms
 
 
@@ -129,8 +129,8 @@ def step_ledger(device: torch.device, case: Case, name: str) -> dict[str, float]
     attention = backends.load(name).build(case)
     fields: dict[str, float] = {}
     for _ in range(2):
-        ledger = Ledger(device)
-        call = Call(attention, make_inputs(case, device, 0))
+        ledger = Ledger(probe(device))
+        call = TorchCall(attention, make_inputs(case, device, 0))
         ledger.after_inputs()
         out = call.forward()
         ledger.after_forward()
@@ -163,7 +163,7 @@ def test_memory_is_told_phase_by_phase_and_forecasts_hold(name: str) -> None:
 def test_a_rehearsal_makes_the_allocations_of_a_step_and_none_of_its_work(name: str, causal: bool) -> None:
     case = small(batch=4, seq_len=2048, kv_len=2048, causal=causal)  # 128 MiB a score matrix
     assert backends.load(name).rehearsable
-    call = Call(backends.load(name).build(case), make_inputs(case, CPU, 0))
+    call = TorchCall(backends.load(name).build(case), make_inputs(case, CPU, 0))
     began, phases = time.perf_counter(), []
     rehearse(call, phases.append, backward=True)
     rehearsed = time.perf_counter() - began
@@ -176,7 +176,7 @@ def test_a_rehearsal_makes_the_allocations_of_a_step_and_none_of_its_work(name: 
 def test_it_is_told_what_ran() -> None:
     case = small(seq_len=256, kv_len=256)
     flash, eager = (
-        Call(backends.load(name).build(case), make_inputs(case, CPU, 0)) for name in ("sdpa-flash", "eager")
+        TorchCall(backends.load(name).build(case), make_inputs(case, CPU, 0)) for name in ("sdpa-flash", "eager")
     )
     with Watch(CPU) as watch:
         watch(flash.forward)

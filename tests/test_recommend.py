@@ -481,15 +481,22 @@ CASES = {
 }
 
 
+LONG = ("xformers", "cudnn-frontend", "cudnn-frontend-deterministic", "transformer-engine", "flashinfer", "jax-mosaic")
+"""Backends that take more than a few lines to call: their code has attnbench call them."""
+
+
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("backend", BUILTIN)
 def test_every_backend_that_ships_has_code(backend: str, precision: str) -> None:
     for case in CASES.values():
-        assert backend in SNIPPETS
+        if backend not in SNIPPETS and backend not in LONG:
+            pytest.fail("it has no code")
         code = snippet(backend, small(**case.to_dict() | {"precision": precision}))
         compile(code, backend, "exec")
         assert "{" not in code
-        assert ('torch.set_float32_matmul_precision("high")' in code) == (precision == "tf32")
+        switch = "tensorfloat32" if backend.startswith("jax-") else 'torch.set_float32_matmul_precision("high")'
+        if backend != "jax-mosaic":
+            assert (switch in code) == (precision == "tf32")
 
 
 def result_of(code: str, case: Case, **names: Any) -> tuple[Any, Any]:
@@ -508,14 +515,57 @@ def result_of(code: str, case: Case, **names: Any) -> tuple[Any, Any]:
     return given["out"], backend("eager").build(case)(q, k, v)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize(
+    "backend", ["flash-attn-2", "flash-attn-3-deterministic", "flash-attn-4", "transformer-engine"]
+)
+def test_the_code_of_a_package_calls_it(backend: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import standins
+
+    standins.install(monkeypatch)
+    monkeypatch.setattr(standins, "sixteen_bit", lambda *_: None)
+    out, right = result_of(snippet(backend, case), case, torch=torch)
+    torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
+    asked_for = {switch["deterministic"] for switch in standins.asked}
+    assert asked_for == ({backend.endswith("-deterministic")} if backend.startswith("flash") else set())
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_the_code_of_jax_computes_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    pytest.importorskip("jax")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    out, right = result_of(snippet("jax-xla", case), case)
+    torch.testing.assert_close(torch.from_dlpack(out), right, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-@pytest.mark.parametrize("backend", ["naive", "eager", "compile", "sdpa", "sdpa-math", "sdpa-flash", "flex"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "naive",
+        "eager",
+        "compile",
+        "compile-max-autotune",
+        "sdpa",
+        "sdpa-math",
+        "sdpa-flash",
+        "flex",
+        "flex-causal-score",
+    ],
+)
 def test_the_code_computes_attention(backend: str, case: Case) -> None:
     import torch
 
     if backend == "sdpa-flash" and case.kv_len != case.seq_len:
         pytest.skip("the flash kernel takes no mask of unequal lengths on CPU")
+    if backend == "flex-causal-score" and not case.causal:
+        pytest.skip("it is about the causal mask")
     code = snippet(backend, case).replace("torch.compile(", "(lambda function, **_: function)(")  # compiling takes long
     out, right = result_of(code, case)
     torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
@@ -549,7 +599,7 @@ def test_the_code_of_a_users_function_imports_it(
 
 def test_the_code_of_any_other_backend_builds_it() -> None:
     compile(code := snippet("theirs", small()), "theirs", "exec")
-    assert "load('theirs').build(Case(batch=1, " in code
+    assert "build(Case(batch=1, " in code
     run = run_of([cell("mine", 0.5)], sources={"mine": "kernels/own.py:fast"})
     assert "sys.path.insert(0, 'kernels')\nfrom own import fast\n" in recommend(run, Wish()).snippet
 

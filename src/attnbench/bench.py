@@ -16,13 +16,14 @@ import torch
 
 from attnbench import backends
 from attnbench.backends import Ask, Attention, Backend
+from attnbench.backends.support import Capability
 from attnbench.case import Case
 from attnbench.errors import RequestError, printable
-from attnbench.inputs import make_inputs
+from attnbench.inputs import Inputs, make_inputs
 from attnbench.machine import physical_cores, torch_software
 from attnbench.measure import ceilings, graphs, kernels
 from attnbench.measure.accounts import Accounts
-from attnbench.measure.call import Call
+from attnbench.measure.call import Call, TorchCall, make_call, make_probe
 from attnbench.measure.rehearsal import rehearse
 from attnbench.measure.sampling import Sampling
 from attnbench.measure.step import Step, take_step
@@ -103,7 +104,7 @@ class Bench:
                 told.append({"name": name, "error": str(error)})
                 continue
             why_not = backend.unavailable(self.device.type)
-            asks = [Ask(case, self.device.type, self.backward) for case in wanted]
+            asks = [] if why_not else [Ask(case, self.device.type, self.backward, self.capability) for case in wanted]
             told.append({
                 "name": name,
                 "about": backend.about,
@@ -111,11 +112,17 @@ class Bench:
                 "unavailable": why_not,
                 "memory_model": backend.memory_model,
                 "compiles": backend.compiles,
-                "refusals": [why_not or backend.refuses(ask) for ask in asks],
+                "refusals": [self._refusal(backend, ask) for ask in asks] or [why_not] * len(wanted),
+                "padded_d_models": [backend.padded_d_model(ask) for ask in asks] or [None] * len(wanted),
             })  # fmt: skip
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return {"software": torch_software(), "backends": told, "threads": torch.get_num_threads()}
+
+    def _refusal(self, backend: Backend, ask: Ask) -> str | None:
+        if self.seeds_own and backend.framework != "torch":
+            return "the first table's procedure is PyTorch's: sums over tensors, gradients that accumulate"
+        return backend.refuses(ask)
 
     def calibrate(self) -> dict[str, Any]:
         """The device's ceilings, as `attnbench.limits.Ceilings` has them."""
@@ -137,7 +144,9 @@ class Bench:
         chosen = self._backend(backend, source)
         fields: dict[str, Any] = {"backend_version": chosen.version()}
         if self.device.type == "cuda" and not self.seeds_own:
-            fields |= {"clock_regime": self.settings.clock, "event_overhead_ms": self.timer.overhead_ms}
+            fields["clock_regime"] = self.settings.clock
+            if chosen.framework == "torch":
+                fields["event_overhead_ms"] = self.timer.overhead_ms
         if first:
             step = self._check(chosen, fields)
             if fields.get("status") == "incorrect":
@@ -166,6 +175,7 @@ class Bench:
 
     def _sample(self, call: Call, backend: str, budget_s: float, *, warm: bool) -> Sampling:
         if self.seeds_own:
+            assert isinstance(call, TorchCall), "others refuse"
             return time_as_seed(call, self.device, backward=self.backward, budget_s=budget_s)
         sampling = self.timer.time(call, budget_s, warm=warm, near_cap=self.near_cap.get(backend))
         self.near_cap[backend] = sampling.near_cap
@@ -178,6 +188,10 @@ class Bench:
             with self.accounts.spending("start"):
                 _, overhead_ms = kernels.empty_kernel(self.device)
         return Timer(self.device, self.backward, how.clock, how.warm_cache, overhead_ms)
+
+    @cached_property
+    def capability(self) -> Capability | None:
+        return torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
 
     @property
     def seeds_own(self) -> bool:
@@ -196,13 +210,14 @@ class Bench:
         on_cpu = self.device.type == "cpu"
         with self.accounts.spending("correctness"):
             _set_aside()
-            call = self._call(backend)
             if backend.rehearsable and on_cpu:
+                call = self._call(backend)
+                assert isinstance(call, TorchCall)
                 rehearse(call, self._enter, backward=self.backward)
+                del call
             self._enter("setup")
             if self.reference is None:
-                self.reference = reference(self.case, call.inputs, backward=self.backward)
-            del call
+                self.reference = reference(self.case, self._inputs(), backward=self.backward)
             step = self._step(backend, watched=on_cpu and not backend.compiles)
             errors = compare(self.case, self.reference, step.out, step.grads)
             if step.compile_ms:
@@ -233,6 +248,7 @@ class Bench:
         return take_step(
             lambda: self._call(backend),
             self.device,
+            make_probe(backend, self._attention(backend), self.device),
             self.accounts,
             self._enter,
             backward=self.backward,
@@ -247,7 +263,7 @@ class Bench:
         Near the power cap the clock is never quite at rest, and a look at every visit sees what the samples see.
         """
         warm_s = 0.1 if self.near_cap.get(backend.name) else 0.0
-        seen = kernels.device_times(call, self.timer.stopwatch(call), warm_s=warm_s)
+        seen = kernels.device_times(self.timer.stopwatch(call), warm_s=warm_s)
         fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
         fields |= _fallback(backend, fields.get("kernels_forward", ()))
         return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}
@@ -256,14 +272,16 @@ class Bench:
         """The time of a call among others back to back, where the host could matter to it."""
         if sum(statistics.median(taken) for taken in sampling.samples_ms.values()) > HOST_MAY_MATTER_MS:
             return {}
-        fields = {"call_forward_ms": time_calls(call.forward, self.device)}
+        fields = {"call_forward_ms": time_calls(call.forward, call.wait)}
         if self.backward:
             out = call.forward()
-            fields["call_backward_ms"] = time_calls(lambda: call.backward(out), self.device)
+            fields["call_backward_ms"] = time_calls(lambda: call.backward(out), call.wait)
         return fields
 
     def _in_a_graph(self, call: Call, budget_s: float) -> dict[str, Any]:
         """The medians of the call's passes in CUDA graphs, or why there are none."""
+        if not isinstance(call, TorchCall):
+            return {"graph_reason": "its framework queues work on streams of its own, which PyTorch cannot capture"}
         try:
             graphed = graphs.capture(call, self.device, backward=self.backward)
             samples = self.timer.time(graphed, budget_s).samples_ms
@@ -307,18 +325,27 @@ class Bench:
         self.accounts.listen_to_the_compiler()
 
     def _call(self, backend: Backend) -> Call:
+        return make_call(backend, self._attention(backend), self._inputs(), self.accounts.compiling)
+
+    def _attention(self, backend: Backend) -> Attention:
         assert self.case is not None
         if backend.name not in self.callables:
             self.callables[backend.name] = backend.build(self.case)
-        return Call(
-            self.callables[backend.name],
-            make_inputs(self.case, self.device, self.settings.seed, requires_grad=self.backward),
-        )
+        return self.callables[backend.name]
+
+    def _inputs(self) -> Inputs:
+        assert self.case is not None
+        return make_inputs(self.case, self.device, self.settings.seed, requires_grad=self.backward)
 
     def _enter(self, phase: str) -> None:
         if phase != self.phase:
             self.phase = phase
             self.tell({"phase": phase})
+
+    def give_back(self) -> None:
+        """Leaves what PyTorch's allocator holds in reserve to the other workers on the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def clean(self) -> None:
         """Gives memory back. Raises `Sick` where the device no longer answers."""

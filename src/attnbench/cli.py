@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from attnbench import api, calibration, machine
+from attnbench import backends as registry
 from attnbench.analysis.compare import compare
 from attnbench.analysis.recommend import recommend
 from attnbench.analysis.sql import ask
@@ -34,9 +35,9 @@ from attnbench.report.charts import PASSES as DRAWN
 from attnbench.report.figures import FORMATS as PICTURES
 from attnbench.report.figures import Figure, draw
 from attnbench.report.tables import DATA
-from attnbench.request import Request, expand_backends, parse_bytes, parse_device
+from attnbench.request import PASSES, Request, expand_backends, parse_bytes, parse_case, parse_device
 from attnbench.result import Result, load
-from attnbench.show import backends_text, ceilings_text, doctor_text, plan_text
+from attnbench.show import backend_facts, backends_text, ceilings_text, doctor_text, plan_text
 from attnbench.store import DiskFull
 
 WRONG_REQUEST, INTERRUPTED = 2, 130
@@ -182,18 +183,34 @@ def plan(as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.option("--backend", "names", multiple=True, metavar="NAME", help="Only these. Default: all.")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NAME=VALUE,…",
+    help="A case to ask each about, such as d_model=16,dtype=float32; repeatable.",
+)
+@click.option(
+    "--pass",
+    "passes",
+    metavar="|".join(PASSES),
+    default="backward",
+    help="Ask about the forward alone, or about both (default).",
+)
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: the best one here.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
-def backends(names: tuple[str, ...], device: str | None, as_json: bool) -> None:
-    """Every backend: what it is, and whether it is available here or why not."""
+def backends(names: tuple[str, ...], cases: tuple[str, ...], passes: str, device: str | None, as_json: bool) -> None:
+    """Every backend: what it is, whether it is available here or why not, and which cases it takes."""
     device = parse_device(device) if device is not None else machine.best_device()
-    wanted = expand_backends(names)
-    request = Request(Grid(), "backends", wanted, {}, device)
+    asked = {text: parse_case(text) for text in cases}
+    wanted = expand_backends(names or registry.every())
+    request = Request(Grid(), "backends", wanted, {}, device, passes=passes)
     with LocalExecutor(request) as executor:
-        told = describe(executor, wanted, {}, [], request.timeout_s)["backends"]
-    keys = ("name", "about", "version", "unavailable")
-    shown = [{"device": device} | {key: backend[key] for key in keys} for backend in told]
+        told = describe(executor, wanted, {}, list(asked.values()), request.timeout_s)["backends"]
+    shown = [{"device": device} | backend_facts(backend, asked) for backend in told]
     _print(json.dumps(shown, indent=1) if as_json else backends_text(shown, device))
+    for name, reason in registry.refused_plugins().items():
+        _say(f"backend {name!r} {reason}")
 
 
 @cli.command()

@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 
 from attnbench import clock_events
+from attnbench.backends import packages as known
 
 IDENTITY = ("hostname", "system", "cpu", "physical_cores", "gpus", "packages")
 """What must be the same for a run to go on: the machine, and the software that was measured on it."""
 
-PACKAGES = ("torch", "triton", "jax", "numpy", "flash-attn", "xformers", "transformer-engine", "flashinfer-python")
+PACKAGES = ("torch", "triton", "numpy", "jaxlib", *(package.name for package in known.PACKAGES.values()))
 
 VARIABLES = (
     "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUDA_LAUNCH_BLOCKING", "TORCH_COMPILE_DISABLE",

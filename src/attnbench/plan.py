@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from attnbench import forecast
-from attnbench.backends import BUILTIN
+from attnbench import backends, forecast
 from attnbench.case import Case
 from attnbench.errors import RequestError
 from attnbench.executors.local import START_TIMEOUT_S, LocalExecutor, WorkerLost
@@ -23,7 +22,8 @@ class Cell:
     """One case on one backend, and what is foreseen of it.
 
     `refusal` is the backend's reason for not taking the case. `peaks_MiB` are those of forward and backward, as far as
-    they are asked for and can be forecast; `fits` tells whether they are within the limit.
+    they are asked for and can be forecast; `fits` tells whether they are within the limit. `padded_d_model` is the head
+    dimension that the backend's kernels work on, where it is known to be another than the case's.
     """
 
     case: Case
@@ -33,6 +33,7 @@ class Cell:
     peaks_MiB: tuple[float, ...]
     fits: bool
     seconds: float
+    padded_d_model: int | None = None
 
     @property
     def id(self) -> str:
@@ -81,6 +82,7 @@ class Plan:
                     "backend": cell.backend,
                     **cell.case.to_dict(),
                     "unsupported": cell.refusal,
+                    "padded_d_model": cell.padded_d_model,
                     "forecast_forward_peak_MiB": cell.peaks_MiB[0] if cell.peaks_MiB else None,
                     "forecast_backward_peak_MiB": cell.peaks_MiB[1] if len(cell.peaks_MiB) > 1 else None,
                     "forecast_seconds": cell.seconds,
@@ -94,31 +96,51 @@ class Plan:
 def describe(
     executor: LocalExecutor, names: tuple[str, ...], sources: dict[str, str], cases: list[Case], timeout_s: float
 ) -> dict[str, Any]:
-    """What workers say of the device, and of each backend there; a user's own is asked about in its own worker.
+    """What workers say of the device, and of each backend there; each is asked about in the process it would run in.
+
+    A package that cannot be imported makes its own backends unavailable.
 
     Raises:
-        RequestError: a worker cannot start on the device, or some backends cannot be loaded; all of them are named.
+        RequestError: a worker cannot start on the device, or some of a user's own backends cannot be loaded; all of them
+            are named.
     """
-    own = [name for name in names if name not in BUILTIN]
-    shipped = [name for name in names if name in BUILTIN]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(backends.worker_of(name), []).append(name)
     asked = {"task": "describe", "sources": sources, "cases": [case.to_dict() for case in cases]}
     told: dict[str, Any] = {}
     problems: list[str] = []
     found: dict[str, dict[str, Any]] = {}
-    for group in ([shipped] if shipped else []) + [[name] for name in own]:
-        # torch is loaded by now; what takes long after that is a user's module
-        patience_s = START_TIMEOUT_S if group is shipped else max(30.0, timeout_s)
+    for worker, group in groups.items():
+        # torch is loaded by now; what takes long after that is a package or a user's module
+        patience_s = max(30.0, timeout_s) if worker else START_TIMEOUT_S
+        installed = worker != "" and group[0] in backends.every()
         try:
-            told = executor.ask(asked | {"names": group}, patience_s, group[0])
+            answer = executor.ask(asked | {"names": group}, patience_s, group[0])
+            if failed := answer.get("fields"):
+                raise WorkerLost("error", "setup", failed["reason"])
         except WorkerLost as lost:
-            raise RequestError(f"{', '.join(group)} cannot be loaded: {lost}") from None
-        if failed := told.get("fields"):
-            raise RequestError(f"{', '.join(group)} cannot be loaded: {failed['reason']}")
-        problems += [backend["error"] for backend in told["backends"] if "error" in backend]
-        found |= {backend["name"]: backend for backend in told["backends"]}
+            if not installed:
+                raise RequestError(f"{', '.join(group)} cannot be loaded: {lost}") from None
+            found |= {name: _lost(name, f"loading it failed: {lost}", len(cases)) for name in group}
+            continue
+        told = told or answer
+        for backend in answer["backends"]:
+            error = backend.get("error")
+            if error and not installed:
+                problems.append(error)
+            found[backend["name"]] = _lost(backend["name"], error, len(cases)) if error else backend
     if problems:
         raise RequestError("; ".join(problems))
+    told = told or executor.ask(asked | {"names": []}, START_TIMEOUT_S)
     return told | {"backends": [found[name] for name in names]}
+
+
+def _lost(name: str, reason: str, cases: int) -> dict[str, Any]:
+    """What can be told of a backend whose own code failed before it could tell anything."""
+    nothing = dict.fromkeys(("version", "memory_model"))
+    refusals = {"refusals": [reason] * cases, "padded_d_models": [None] * cases}
+    return {"name": name, "about": "", "unavailable": reason, "compiles": False} | nothing | refusals
 
 
 def make_plan(request: Request, executor: LocalExecutor) -> Plan:
@@ -137,7 +159,7 @@ def make_plan(request: Request, executor: LocalExecutor) -> Plan:
     machine = fingerprint() | {"software": told["software"], "threads": told["threads"]}
     limit_MiB = _memory_limit_MiB(request, machine)
     cells = [
-        _cell(request, case, backend, backend["refusals"][index], machine["physical_cores"], limit_MiB)
+        _cell(request, case, backend, index, machine["physical_cores"], limit_MiB)
         for index, case in enumerate(cases)
         for backend in told["backends"]
         if request.named or not backend["refusals"][index]
@@ -146,6 +168,8 @@ def make_plan(request: Request, executor: LocalExecutor) -> Plan:
     left_out = {
         backend["name"]: backend["refusals"][0] for backend in told["backends"] if backend["name"] not in at_work
     }
+    if not request.named:
+        left_out |= backends.refused_plugins()
     if not cells:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise RequestError(f"no backend can run any case on {request.device} ({reasons})")
@@ -153,8 +177,10 @@ def make_plan(request: Request, executor: LocalExecutor) -> Plan:
 
 
 def _cell(
-    request: Request, case: Case, backend: dict[str, Any], refusal: str | None, cores: int, limit_MiB: float | None
+    request: Request, case: Case, backend: dict[str, Any], index: int, cores: int, limit_MiB: float | None
 ) -> Cell:
+    """The cell of a backend, as it was told of, on the case of that index."""
+    refusal, padded = backend["refusals"][index], backend["padded_d_models"][index]
     family, device = backend["memory_model"], request.device.split(":")[0]
     bytes_ = forecast.memory_bytes(case, family, device, backward=request.backward) or ()
     peaks = [peak / forecast.MiB for peak in bytes_ if peak is not None]
@@ -162,7 +188,8 @@ def _cell(
     seconds = forecast.seconds(
         case, family, device, cores, backward=request.backward, budget_s=request.budget_s, fits=fits
     )
-    return Cell(case, backend["name"], backend["version"], refusal, tuple(peaks), fits, 0.0 if refusal else seconds)
+    expected_s = 0.0 if refusal else seconds
+    return Cell(case, backend["name"], backend["version"], refusal, tuple(peaks), fits, expected_s, padded)
 
 
 def _memory_limit_MiB(request: Request, machine: dict[str, Any]) -> float | None:

@@ -45,6 +45,8 @@ class Record:
     `windows` tell how the samples came about, in order: each has its `round`, how many `samples` of each pass it gave,
     its `sm_clock_MHz`, `power_W`, `temperature_C` and `clock_events`; one that was `discarded` says why, and keeps what
     it gave under `samples_ms`.
+
+    `padded_d_model` is the head dimension that the kernels worked on, where it is known to be another than the case's.
     """
 
     run_id: str
@@ -65,6 +67,7 @@ class Record:
     reason: str | None = None
     tags: tuple[str, ...] = ()
     backend_version: str | None = None
+    padded_d_model: int | None = None
 
     forward_ms: float | None = None
     forward_iqr_ms: float | None = None

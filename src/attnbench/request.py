@@ -9,7 +9,7 @@ from typing import Any
 
 from attnbench import backends
 from attnbench.case import Case
-from attnbench.errors import RequestError
+from attnbench.errors import RequestError, unknown
 from attnbench.grid import Grid
 
 PROTOCOLS = ("default", "seed")
@@ -112,7 +112,7 @@ class Request:
 
 
 def expand_backends(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` with `all` written out, each once; none at all stands for `all`.
+    """`names` with `all` written out (`attnbench.backends.by_default`), each once; none at all stands for `all`.
 
     Raises:
         RequestError: a name that can be no backend.
@@ -121,7 +121,7 @@ def expand_backends(names: Sequence[str]) -> tuple[str, ...]:
     for name in names or ("all",):
         if name != "all":
             backends.check_name(name)
-        found += backends.BUILTIN if name == "all" else [name]
+        found += backends.by_default() if name == "all" else [name]
     return tuple(dict.fromkeys(found))
 
 
@@ -130,6 +130,46 @@ def parse_device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
         raise RequestError(f"device {text!r} is not known; there are: cpu, cuda, cuda:N")
     return text
+
+
+def parse_case(text: str) -> Case:
+    """A case from `d_model=16,dtype=float32`; what is not given is as in `attnbench.grid.Grid`, one key head for each head.
+
+    Raises:
+        RequestError: something is no dimension of a case, or its value cannot be.
+    """
+    (usual,) = Grid().cases()
+    known = usual.to_dict()
+    given: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise RequestError(f"case {text!r}: {part.strip()!r} is not of the form NAME=VALUE, such as d_model=64")
+        if name not in known:
+            raise RequestError(f"case {text!r}: {unknown('dimension', name, known)}")
+        if name in given:
+            raise RequestError(f"case {text!r} gives {name} twice")
+        given[name] = _value_like(known[name], name, value, text)
+    own = {"kv_heads": given.get("heads", usual.heads), "kv_len": given.get("seq_len", usual.seq_len)}
+    if given.get("dtype", usual.dtype) != "float32":
+        given["precision"] = "ieee"
+    try:
+        return Case(**known | own | given)
+    except RequestError as error:
+        raise RequestError(f"case {text!r}: {error}") from None
+
+
+def _value_like(example: Any, name: str, value: str, text: str) -> Any:
+    """`value` as what `example` is: a flag, a whole number or a name."""
+    if isinstance(example, bool):
+        if value.lower() not in ("true", "false"):
+            raise RequestError(f"case {text!r}: {name} = {value} is neither true nor false")
+        return value.lower() == "true"
+    if isinstance(example, int):
+        if not re.fullmatch(r"\d{1,9}", value):
+            raise RequestError(f"case {text!r}: {name} = {value} is not a whole number above zero")
+        return int(value)
+    return value
 
 
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}

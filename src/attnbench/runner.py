@@ -114,7 +114,7 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
 def _record(visits: _Visits, plan: Plan, store: Store) -> Record:
     request, cell = plan.request, visits.cell
     seeds_own = request.protocol == "seed"
-    fields = {"status": "ok", "backend_version": cell.version} | visits.fields
+    fields = {"status": "ok", "backend_version": cell.version, "padded_d_model": cell.padded_d_model} | visits.fields
     if fields["status"] == "ok":
         for name, samples in visits.samples_ms.items():
             fields |= summary(name, samples, mean=seeds_own)

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from attnbench.backends import BUILTIN
+from attnbench.case import Case
 from attnbench.doctor import Trouble, gpu_views
 from attnbench.errors import printable
 from attnbench.plan import Plan
 from attnbench.progress import clock
+from attnbench.record import cell_id
 from attnbench.report.tables import Table, markdown_table
 
 
-def backends_text(told: list[dict[str, Any]], device: str) -> str:
+def backend_facts(told: Mapping[str, Any], asked: Mapping[str, Case]) -> dict[str, Any]:
+    """What a worker told of a backend, for a reader: with each case that was asked about, why it is refused or None."""
+    entry = BUILTIN.get(told["name"])
+    answers = zip(asked, told["refusals"], told["padded_d_models"], strict=True)
+    return {key: told[key] for key in ("name", "about", "version", "unavailable")} | {
+        "by_default": entry is None or not entry.when_named,
+        "cases": [
+            {"case": text, "cell_id": cell_id(asked[text], told["name"]), "refused": reason, "padded_d_model": padded}
+            for text, reason, padded in answers
+        ],
+    }
+
+
+def backends_text(shown: list[dict[str, Any]], device: str) -> str:
+    """A row for each backend; with a column for each case that was asked about, and then without what the backend is."""
+
+    def answer(case: Mapping[str, Any]) -> str:
+        padded = f", on {case['padded_d_model']} dimensions a head" if case["padded_d_model"] else ""
+        return case["refused"] or f"yes{padded}"
+
+    cases = [case["case"] for case in shown[0]["cases"]] if shown else []
     rows = [
-        [backend["name"], backend["unavailable"] or "available", backend["version"], backend["about"]]
-        for backend in told
+        [backend["name"], *map(answer, backend["cases"])]
+        if cases
+        else [
+            backend["name"],
+            backend["unavailable"] or ("available" if backend["by_default"] else "available, runs only when named"),
+            backend["version"],
+            backend["about"],
+        ]
+        for backend in shown
     ]
-    return markdown_table(Table(["backend", f"on {device}", "version", "what it is"], rows).without_empty_columns())
+    header = ["backend", *cases] if cases else ["backend", f"on {device}", "version", "what it is"]
+    return markdown_table(Table(header, rows).without_empty_columns())
 
 
 def ceilings_text(found: dict[str, Any], device: str) -> str:

@@ -53,6 +53,7 @@ def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
         error.__traceback__ = error.__context__ = error.__cause__ = None
         del error
         bench.clean()
+    bench.give_back()
     return reply | {"spent_s": dict(bench.accounts.spent_s)}
 
 

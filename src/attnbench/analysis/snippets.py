@@ -46,17 +46,62 @@ from torch.nn.attention.flex_attention import {create_mask}flex_attention
 {block_mask}attention = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 out = attention(q, k, v{flex})
 """
+_FLEX_SCORE = """\
+import math
+
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+{hide}attention = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+out = attention(q, k, v{flex_score})
+"""
+# Packages that take (batch, seq, heads, head_dim).
+_FLASH_ATTN = """\
+from MODULE import flash_attn_func
+
+out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal={causal}SWITCH)TAIL
+out = out.transpose(1, 2)
+"""
+_JAX = """\
+import jax
+{jax_precision}
+attention = jax.jit(jax.nn.dot_product_attention, static_argnames=("is_causal", "implementation"))
+q, k, v = (jax.dlpack.from_dlpack(x.detach().transpose(1, 2).contiguous()) for x in (q, k, v))
+out = attention(q, k, v{jax_mask}, implementation="KIND").transpose(0, 2, 1, 3)
+"""
+
+
+def _flash_attn(module: str, tail: str = "") -> dict[bool, str]:
+    """Without and with its deterministic backward."""
+    code = _FLASH_ATTN.replace("MODULE", module).replace("TAIL", tail)
+    return {switch: code.replace("SWITCH", ", deterministic=True" * switch) for switch in (False, True)}
+
+
+_FA2, _FA3, _FA4 = _flash_attn("flash_attn"), _flash_attn("flash_attn_interface"), _flash_attn("flash_attn.cute", "[0]")
 
 SNIPPETS: dict[str, str] = {
     "naive": _WRITTEN_OUT.replace("WEIGHTS", _NAIVE),
     "eager": _EAGER,
     "compile": _EAGER.replace("\nout", "\nattention = torch.compile(attention, fullgraph=True, dynamic=False)\nout"),
+    "compile-max-autotune": _EAGER.replace(
+        "\nout",
+        '\nattention = torch.compile(attention, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")\nout',
+    ),
     "sdpa": _SDPA,
     "sdpa-math": _PINNED.replace("KERNEL", "MATH"),
     "sdpa-flash": _PINNED.replace("KERNEL", "FLASH_ATTENTION"),
     "sdpa-efficient": _PINNED.replace("KERNEL", "EFFICIENT_ATTENTION"),
     "sdpa-cudnn": _PINNED.replace("KERNEL", "CUDNN_ATTENTION"),
     "flex": _FLEX,
+    "flex-causal-score": _FLEX_SCORE,
+    "flash-attn-2": _FA2[False],
+    "flash-attn-2-deterministic": _FA2[True],
+    "flash-attn-3": _FA3[False],
+    "flash-attn-3-deterministic": _FA3[True],
+    "flash-attn-4": _FA4[False],
+    "flash-attn-4-deterministic": _FA4[True],
+    "jax-xla": _JAX.replace("KIND", "xla"),
+    "jax-cudnn": _JAX.replace("KIND", "cudnn"),
 }
 """Code that makes `out` of q, k and v, by backend; what depends on the case stands in braces (`_details`)."""
 
@@ -75,6 +120,15 @@ mask = create_block_mask(sees, None, None, {N}, {M}, device=str(q.device))
 _TF32 = 'torch.set_float32_matmul_precision("high")'
 _WORKSPACE = 'os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first call on the GPU'
 _DETERMINISTIC = "torch.use_deterministic_algorithms(True)"
+_HIDE = """\
+
+def hide(score, batch, head, query, key):
+    return torch.where(query{offset} >= key, score, -math.inf)
+
+
+"""
+_JAX_MASK = "jax.numpy.tril(jax.numpy.ones((1, 1, {N}, {M}), dtype=bool), {M} - {N})"
+_JAX_TF32 = '\njax.config.update("jax_default_matmul_precision", "tensorfloat32")'
 
 
 def snippet(backend: str, case: Case, source: str | None = None, deterministic_on: str | None = None) -> str:
@@ -92,10 +146,13 @@ def snippet(backend: str, case: Case, source: str | None = None, deterministic_o
         code += "  # leave out what it does not take\n"
     else:
         code = (
-            f"from attnbench import Case\nfrom attnbench.backends import load\n\n"
-            f"attention = load({backend!r}).build({case!r})\nout = attention(q, k, v)\n"
+            f"from attnbench import Case\nfrom attnbench.backends import load\nfrom attnbench.inputs import Inputs\n"
+            f"from attnbench.measure.call import make_call\n\n"
+            f"backend = load({backend!r})\n"
+            f"call = make_call(backend, backend.build({case!r}), Inputs(q, k, v, do=q))\n"
+            f"out = call.output(call.forward())\n"
         )
-    settings = [_TF32] if case.precision == "tf32" else []
+    settings = [_TF32] if case.precision == "tf32" and not backend.startswith("jax-") else []
     if deterministic_on:
         settings += [_WORKSPACE, _DETERMINISTIC] if deterministic_on == "cuda" else [_DETERMINISTIC]
     return _with_settings(code, settings) if settings else code
@@ -125,9 +182,15 @@ def _details(case: Case) -> dict[str, str]:
         "create_mask": "create_block_mask, ",
         "block_mask": _BLOCK_MASK.format(offset=f" + {offset}" if offset else "", N=case.seq_len, M=case.kv_len),
         "flex": ", block_mask=mask",
+        "hide": _HIDE.format(offset=f" + {offset}" if offset else ""),
+        "flex_score": ", score_mod=hide",
+        "jax_mask": ", is_causal=True" if triangle else f", mask={_JAX_MASK.format(N=case.seq_len, M=case.kv_len)}",
     }
-    details = of_mask if case.causal else dict.fromkeys(of_mask, "")
-    return details | {name: details[name] + grouped for name in ("sdpa", "flex")}
+    details = (of_mask if case.causal else dict.fromkeys(of_mask, "")) | {
+        "causal": str(case.causal),
+        "jax_precision": _JAX_TF32 if case.precision == "tf32" else "",
+    }
+    return details | {name: details[name] + grouped for name in ("sdpa", "flex", "flex_score")}
 
 
 def _import(where: str) -> str:

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnbench.backends import Ask, Attention, Backend
+from attnbench.backends import Ask, Attention, Backend, Support
+from attnbench.backends.support import SIXTEEN_BIT, HeadDims
 from attnbench.backends.written_out import torch_version
 from attnbench.case import Case
 
@@ -39,7 +40,19 @@ OWN_KERNELS = {
     "sdpa-efficient": ("fmha",),
     "sdpa-cudnn": ("cudnn",),
 }
-ON_CPU = ("sdpa", "sdpa-math", "sdpa-flash")
+ALL_BUT_FLOAT64 = ("float32", *SIXTEEN_BIT)
+FLASH = HeadDims(most=256, kernels=(32, 64, 96, 128, 192, 256))
+"""The sizes for which FlashAttention-2's kernels are made."""
+
+SUPPORT = {
+    # The flash kernel sees to queries that see no key; what the dispatcher takes for float32 does not.
+    "sdpa": {"cpu": Support(), "cuda": Support(blind=("float64", *SIXTEEN_BIT))},
+    "sdpa-math": {"cpu": Support(), "cuda": Support()},
+    # On CPU a causal mask over unequal lengths is materialised, which is no longer the flash kernel.
+    "sdpa-flash": {"cpu": Support(causal_unequal=False), "cuda": Support(SIXTEEN_BIT, head_dims=FLASH)},
+    "sdpa-efficient": {"cuda": Support(ALL_BUT_FLOAT64, blind=())},
+    "sdpa-cudnn": {"cuda": Support(SIXTEEN_BIT, blind=())},
+}
 
 
 def build(name: str, case: Case) -> Attention:
@@ -59,31 +72,9 @@ def build(name: str, case: Case) -> Attention:
     return attention
 
 
-def unavailable(name: str, device: str) -> str | None:
-    if device == "cpu" and name not in ON_CPU:
-        return "needs a CUDA GPU"
-    return None
-
-
-def refuses(name: str, ask: Ask) -> str | None:
-    """Why SDPA does not take a case. On CUDA torch is asked, and answers in its own words."""
-    case = ask.case
-    if case.masked_rows and ask.device == "cuda" and not zero_where_blind(name, case):
-        return f"its kernel gives no zeros to queries that see no key, and {case.masked_rows} see none"
-    if ask.device == "cpu":
-        if case.precision == "tf32":
-            return "tf32 is a mode of CUDA's tensor cores"
-        if name == "sdpa-flash" and case.causal and case.seq_len != case.kv_len:
-            return "a causal mask over unequal lengths is materialised, which is no longer the flash kernel"
-        return None
-    if name not in TORCH_SAYS:
-        return None
-    return torch_refuses(name, ask)
-
-
-def zero_where_blind(name: str, case: Case) -> bool:
-    """Whether queries that see no key get zeros: the flash kernel and the reference see to it, other kernels do not."""
-    return name in ("sdpa-flash", "sdpa-math") or (name == "sdpa" and case.dtype != "float32")
+def objects(name: str, ask: Ask) -> str | None:
+    """On CUDA torch is asked, and answers in its own words."""
+    return torch_refuses(name, ask) if name in TORCH_SAYS and ask.device == "cuda" else None
 
 
 def torch_refuses(name: str, ask: Ask) -> str | None:
@@ -120,8 +111,8 @@ BACKENDS = {
         about,
         partial(build, name),
         torch_version,
-        unavailable=partial(unavailable, name),
-        refuses=partial(refuses, name),
+        SUPPORT[name],
+        objects=partial(objects, name),
         memory_model=name,
         rehearsable=name == "sdpa-math",
         own_kernels=OWN_KERNELS.get(name, ()),

@@ -1,4 +1,4 @@
-"""A user's own function as a backend: `FILE.py:function` or `package.module:function`."""
+"""A user's own function as a backend: `FILE.py:function`, `package.module:function`, or what an installed package offers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import inspect
 import math
 import os
 import sys
+from importlib.metadata import EntryPoint
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attnbench.backends import Ask, Attention, Backend
+from attnbench.backends.plugins import package_of
 from attnbench.case import Case
 from attnbench.errors import RequestError
 
@@ -40,7 +43,33 @@ def user_backend(name: str, where: str) -> Backend:
         raise RequestError(
             f"backend {name!r}: {place} has no function {attribute!r}; it has: {', '.join(known) or 'none'}"
         )
-    call: Any = function
+    return _from_function(name, attribute, place, function, f"sha256 {code}")
+
+
+def plugin_backend(plugin: EntryPoint) -> Backend:
+    """What an installed package offers under a name: a function as a user's own, or a whole `Backend`.
+
+    Raises:
+        RequestError: it cannot be loaded, or is neither.
+    """
+    name, of = plugin.name, f"{plugin.value} of {package_of(plugin)}"
+    place, _, attribute = plugin.value.partition(":")
+    module, code = _module(name, place)
+    try:
+        offered: Any = attrgetter(attribute)(module)
+    except AttributeError:
+        raise RequestError(f"backend {name!r}: {of} is not there: {place} has no {attribute!r}") from None
+    if isinstance(offered, Backend):
+        if offered.name != name:
+            raise RequestError(f"backend {name!r}: {of} calls itself {offered.name!r}; its two names must be the same")
+        return offered
+    if not callable(offered):
+        raise RequestError(f"backend {name!r}: {of} is neither a function nor a Backend, but {type(offered).__name__}")
+    return _from_function(name, plugin.value, package_of(plugin), offered, f"{package_of(plugin)}, sha256 {code}")
+
+
+def _from_function(name: str, what: str, place: str, call: Any, version: str) -> Backend:
+    """A function `f(q, k, v, *, causal, scale)` as a backend. Raises `RequestError` where it cannot be called so."""
     takes = _keywords(name, call)
 
     def build(case: Case) -> Attention:
@@ -52,12 +81,12 @@ def user_backend(name: str, where: str) -> Backend:
 
         return attention
 
-    def refuses(ask: Ask) -> str | None:
+    def objects(ask: Ask) -> str | None:
         if ask.case.causal and "causal" not in takes:
-            return f"{attribute} takes no keyword `causal`"
+            return f"{what} takes no keyword `causal`"
         return None
 
-    return Backend(name, f"{attribute} of {place}", build, lambda: f"sha256 {code}", refuses=refuses)
+    return Backend(name, f"{what} of {place}", build, lambda: version, objects=objects)
 
 
 def _module(name: str, place: str) -> tuple[ModuleType, str]:

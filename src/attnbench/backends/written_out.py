@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnbench.backends import Ask, Attention, Backend
+from attnbench.backends import Attention, Backend, Support
 from attnbench.case import Case
 
 
@@ -57,12 +57,9 @@ def compiled(case: Case) -> Attention:
     return torch.compile(eager(case), fullgraph=True, dynamic=False)
 
 
-def refuses(ask: Ask) -> str | None:
-    if ask.case.masked_rows:
-        return f"softmax over no keys is not a number, and {ask.case.masked_rows} queries see no key"
-    if ask.device == "cpu" and ask.case.precision == "tf32":
-        return "tf32 is a mode of CUDA's tensor cores"
-    return None
+def autotuned(case: Case) -> Attention:
+    """Every choice of the compiler's timed on this device, for minutes; without CUDA graphs, which --graph is for."""
+    return torch.compile(eager(case), fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
 
 
 def no_compiler(device: str) -> str | None:
@@ -78,18 +75,26 @@ def torch_version() -> str:
     return f"torch {torch.__version__}"
 
 
+NO_BLIND = Support(blind=())
+"""Softmax over no keys is not a number."""
+
+SUPPORT = {"cpu": NO_BLIND, "cuda": NO_BLIND}
+GENERATED = ("triton_", "compiledfxgraph")
 BACKENDS = {
     "naive": Backend(
-        "naive", "every score materialised, softmax as max, exp, sum, divide", naive, torch_version,
-        refuses=refuses, memory_model="naive", rehearsable=True,
+        "naive", "every score materialised, softmax as max, exp, sum, divide", naive, torch_version, SUPPORT,
+        memory_model="naive", rehearsable=True,
     ),
     "eager": Backend(
-        "eager", "every score materialised, torch.softmax", eager, torch_version,
-        refuses=refuses, memory_model="eager", rehearsable=True,
+        "eager", "every score materialised, torch.softmax", eager, torch_version, SUPPORT,
+        memory_model="eager", rehearsable=True,
     ),
     "compile": Backend(
-        "compile", "torch.compile of eager, anew for each shape", compiled, torch_version,
-        unavailable=no_compiler, refuses=refuses, memory_model="compile", compiles=True,
-        own_kernels=("triton_", "compiledfxgraph"),
+        "compile", "torch.compile of eager, anew for each shape", compiled, torch_version, SUPPORT,
+        lacks=no_compiler, memory_model="compile", compiles=True, own_kernels=GENERATED,
+    ),
+    "compile-max-autotune": Backend(
+        "compile-max-autotune", "compile, in mode max-autotune-no-cudagraphs", autotuned, torch_version, SUPPORT,
+        lacks=no_compiler, memory_model="compile", compiles=True, own_kernels=GENERATED,
     ),
 }  # fmt: skip

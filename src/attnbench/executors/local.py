@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from attnbench.backends import BUILTIN
+from attnbench import backends
 from attnbench.errors import printable
 from attnbench.machine import default_memory_limit_bytes
 from attnbench.request import Request
@@ -27,8 +27,8 @@ POLL_S = 0.1
 OVERRIDES_OF_PRECISION = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 START_TIMEOUT_S = 300.0
 
-MOST_WORKERS = 4
-"""Workers of users' own backends that are kept at a time."""
+MOST_WORKERS = 8
+"""Workers beside the one that PyTorch's own backends share that are kept at a time."""
 
 SLACK = 0.05
 """How far beyond its limit a worker is left to find out by itself, by an allocation that fails, before it is ended."""
@@ -97,8 +97,7 @@ class _Process:
 class LocalExecutor:
     """Carries requests to worker processes, one request at a time. A context manager: leaving it ends the workers.
 
-    Backends that ship with attnbench share a worker. Each of a user's own has one to itself, since a process is not
-    what it was after code that one knows nothing of: of these, `MOST_WORKERS` are kept.
+    Which backends share one, `attnbench.backends.worker_of` says; beside the one for PyTorch's own, `MOST_WORKERS` are kept.
     """
 
     def __init__(self, request: Request) -> None:
@@ -132,7 +131,7 @@ class LocalExecutor:
             WorkerLost: it died, hung for longer than `timeout_s`, or held more memory than it may. It is gone then, and
                 the next request starts another.
         """
-        key = "" if backend in BUILTIN else backend
+        key = backends.worker_of(backend) if backend else ""
         began = time.monotonic()
         process = self._processes.pop(key, None) or self._start(key)
         self._processes[key] = process  # the one used last is the last
@@ -182,7 +181,7 @@ class LocalExecutor:
             stderr=log,
             pass_fds=(request_read, reply_write),
             start_new_session=True,  # Ctrl-C reaches the runner alone, and a kill reaches compilers it started
-            env=worker_environment(self._cache.name),
+            env=worker_environment(self._cache.name, request.device),
         )
         os.close(request_read)
         os.close(reply_write)
@@ -229,7 +228,7 @@ class LocalExecutor:
         )
 
 
-def worker_environment(cache: str) -> dict[str, str]:
+def worker_environment(cache: str, device: str = "cpu") -> dict[str, str]:
     """The user's environment, less what would change precision behind a case's back, with what a worker measures in.
 
     Compilers keep their caches in a folder of the run, so that `compile_ms` is a compilation. Large CPU tensors lie in
@@ -241,5 +240,7 @@ def worker_environment(cache: str) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
         "TRITON_CACHE_DIR": os.path.join(cache, "triton"),
         "THP_MEM_ALLOC_ENABLE": "1",
+        "JAX_PLATFORMS": "cpu" if device == "cpu" else "cuda,cpu",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # it would take three quarters of the GPU from the other workers
         "PYTHONUNBUFFERED": "1",
     }

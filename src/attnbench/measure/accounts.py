@@ -12,7 +12,8 @@ import torch
 class Accounts:
     """Seconds by what they were spent on; compilation, whenever it happens, has an account of its own.
 
-    `compile_s` adds up what torch.compile reports, the lazily compiled backward included.
+    `compile_s` adds up what torch.compile reports, the lazily compiled backward included, and blocks that were said to
+    be `compiling`.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,15 @@ class Accounts:
         handler = torch._dynamo.callback.callback_handler
         handler.start_callbacks[:] = [lambda _: setattr(self, "compile_s", self.compile_s - time.perf_counter())]
         handler.end_callbacks[:] = [lambda _: setattr(self, "compile_s", self.compile_s + time.perf_counter())]
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Counts the time of a block as compilation, by a compiler that is not PyTorch's."""
+        self.compile_s -= time.perf_counter()
+        try:
+            yield
+        finally:
+            self.compile_s += time.perf_counter()
 
     @contextmanager
     def spending(self, what: str) -> Iterator[None]:

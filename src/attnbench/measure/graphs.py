@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.measure.call import Call, Grads
+from attnbench.measure.call import Grads, TorchCall
 
 
 class NotCapturable(Exception):
@@ -33,7 +33,7 @@ class Graphed:
         return self.grads
 
 
-def capture(call: Call, device: torch.device, *, backward: bool, warmups: int = 3) -> Graphed:
+def capture(call: TorchCall, device: torch.device, *, backward: bool, warmups: int = 3) -> Graphed:
     """Captures forward and backward of a call, each into a graph of its own.
 
     Raises:

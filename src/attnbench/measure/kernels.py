@@ -6,13 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from attnbench.measure.stopwatch import CudaStopwatch, Timed
+from attnbench.measure.stopwatch import CudaStopwatch
 from attnbench.measure.telemetry import monitor
 
 CPU_WORK = ("aten::", "## Call CompiledFxGraph")
@@ -24,10 +24,14 @@ LEAST_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Seen:
-    """What ran in a piece of work: names, each once, longest first, and the milliseconds the device spent in it."""
+    """What ran in a piece of work: names, each once, longest first, and the milliseconds the device spent in it.
+
+    `span_ms` is from the beginning of the first kernel to the end of the last.
+    """
 
     names: tuple[str, ...]
     device_ms: float | None
+    span_ms: float | None = None
 
 
 class Watch:
@@ -70,6 +74,7 @@ class Watch:
     def seen(self) -> list[Seen]:
         """One entry for each piece of work; to be asked after the session has ended."""
         pieces: list[list[tuple[str, float]]] = []
+        spans: list[list[float]] = []
         inside = False
         for event in sorted(self._profiler.events() or (), key=lambda event: event.time_range.start):
             on_device = event.device_type == DeviceType.CUDA
@@ -78,14 +83,16 @@ class Watch:
                     inside = not inside
                     if inside:
                         pieces.append([])
+                        spans.append([])
             elif inside and self._cuda and on_device:
                 pieces[-1].append((event.name, event.self_device_time_total))
+                spans[-1] += (event.time_range.start, event.time_range.end)
             elif inside and not self._cuda and event.name.startswith(CPU_WORK):
                 name = event.name if event.name.startswith("aten::") else "CompiledFxGraph"  # the rest is a hash
                 pieces[-1].append((name, event.self_cpu_time_total))
-        return [self._summed(piece) for piece in pieces]
+        return [self._summed(piece, span) for piece, span in zip(pieces, spans, strict=True)]
 
-    def _summed(self, piece: list[tuple[str, float]]) -> Seen:
+    def _summed(self, piece: list[tuple[str, float]], span_us: list[float]) -> Seen:
         spent_us: dict[str, float] = {}
         for name, spent in piece:
             spent_us[name] = spent_us.get(name, 0.0) + spent
@@ -93,12 +100,25 @@ class Watch:
         least = 0.0 if self._cuda else total * LEAST_SHARE
         names = [name for name, spent in spent_us.items() if spent >= least]
         return Seen(
-            tuple(sorted(names, key=lambda name: -spent_us[name])), total / 1e3 if self._cuda and total else None
+            tuple(sorted(names, key=lambda name: -spent_us[name])),
+            total / 1e3 if self._cuda and total else None,
+            (max(span_us) - min(span_us)) / 1e3 if span_us else None,
         )
 
 
-def device_times(call: Timed, stopwatch: CudaStopwatch, *, warm_s: float = 0.0, repeats: int = 5) -> dict[str, Seen]:
-    """What the device does in the passes of a call: medians of some calls, queued and flushed as the stopwatch does it.
+class Watchable(Protocol):
+    """A stopwatch whose calls can be looked at by the profiler, too."""
+
+    device: torch.device
+    backward: bool
+
+    def window(self, most: int) -> Any: ...
+
+    def watched(self, watch: Watch, repeats: int) -> None: ...
+
+
+def device_times(stopwatch: Watchable, *, warm_s: float = 0.0, repeats: int = 5) -> dict[str, Seen]:
+    """What the device does in the passes of a stopwatch's call: medians of some, queued and flushed as for its samples.
 
     Nothing where the driver lets no profiler look.
 
@@ -110,14 +130,7 @@ def device_times(call: Timed, stopwatch: CudaStopwatch, *, warm_s: float = 0.0, 
         stopwatch.window(1)  # tells how long the host takes
         while time.perf_counter() - began < warm_s:
             stopwatch.window(repeats)
-        for _ in range(stopwatch.hold_for(repeats)):
-            stopwatch.flush()
-            out = watch(call.forward)
-            if stopwatch.backward:
-                stopwatch.flush()
-                grads = watch(lambda out=out: call.backward(out))
-                del grads
-            del out
+        stopwatch.watched(watch, repeats)
     seen = watch.seen()
     by_pass = {"forward": seen[::2], "backward": seen[1::2]} if stopwatch.backward else {"forward": seen}
     return {name: _typical(pieces) for name, pieces in by_pass.items() if pieces}

@@ -47,9 +47,11 @@ class AllocatorProbe:
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def now_bytes(self) -> int:
+        torch.cuda.synchronize(self.device)
         return torch.cuda.memory_allocated(self.device)
 
     def peak_bytes(self) -> int:
+        torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device)
 
 
@@ -101,14 +103,16 @@ class Ledger:
     `saved_activations`: how much of that the forward left behind, the output included. All in MiB above the base.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._probe = probe(device)
+    def __init__(self, probe: Probe | None) -> None:
+        self._probe = probe
         self.fields: dict[str, float] = {}
         if self._probe:
             self._probe.settle()
             self._base = self._probe.now_bytes()
 
     def after_inputs(self) -> None:
+        if self._probe:
+            self._probe.settle()  # inputs that were laid out anew have left their first form behind
         self._note("mem_after_inputs_MiB", lambda probe: probe.now_bytes())
         self._forget()
 
@@ -128,8 +132,6 @@ class Ledger:
 
     def _note(self, name: str, read: Callable[[Probe], int]) -> None:
         if self._probe:
-            if isinstance(self._probe, AllocatorProbe):
-                torch.cuda.synchronize(self._probe.device)
             self.fields[name] = max(0, read(self._probe) - self._base) / MiB
 
     def _forget(self) -> None:

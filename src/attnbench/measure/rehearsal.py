@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from attnbench.measure.call import Call
+from attnbench.measure.call import TorchCall
 
 
-def rehearse(call: Call, enter: Callable[[str], None], *, backward: bool) -> None:
+def rehearse(call: TorchCall, enter: Callable[[str], None], *, backward: bool) -> None:
     """Makes the allocations of a step, and none of its computations.
 
     `enter` is told the phase that begins. Raises what the allocator raises.

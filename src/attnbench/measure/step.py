@@ -13,7 +13,7 @@ import torch
 from attnbench.measure.accounts import Accounts
 from attnbench.measure.call import Call, Grads
 from attnbench.measure.kernels import Watch
-from attnbench.measure.memory import Ledger
+from attnbench.measure.memory import Ledger, Probe
 from attnbench.measure.sampling import Window
 
 
@@ -40,20 +40,21 @@ def _unwatched(work: Callable[[], Any]) -> Any:
 def take_step(
     make_call: Callable[[], Call],
     device: torch.device,
+    probe: Probe | None,
     accounts: Accounts,
     enter: Callable[[str], None],
     *,
     backward: bool,
     watched: bool = False,
 ) -> Step:
-    """A step of the call that `make_call` gives, under the eyes of the memory ledger and, if `watched`, the profiler.
+    """A step of the call that `make_call` gives, under the eyes of a ledger of what `probe` reads and, if `watched`, the profiler.
 
     `enter` is told the phase that begins. Times are without what was compiled meanwhile.
 
     Raises:
         BrokenPromise: what the call returned is no attention output, or it wrote to its inputs.
     """
-    ledger = Ledger(device)
+    ledger = Ledger(probe)
     call = make_call()
     ledger.after_inputs()
     compiled_before = accounts.compile_s
@@ -62,20 +63,20 @@ def take_step(
         enter(name)
         compiled, start = accounts.compile_s, time.perf_counter()
         result = work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        call.wait(result)
         return result, (time.perf_counter() - start - (accounts.compile_s - compiled)) * 1e3
 
     grads = None
     with Watch(device) if watched else nullcontext(_unwatched) as watch:
-        out, forward_ms = watch(lambda: timed("forward", call.forward))
-        out = call.check_output(out)
+        result, forward_ms = watch(lambda: timed("forward", call.forward))
+        out = call.output(result)
         call.check_inputs()
         ledger.after_forward()
         window = Window({"forward": [forward_ms]})
         if backward:
-            grads, backward_ms = watch(lambda: timed("backward", lambda: call.backward(out)))
+            found, backward_ms = watch(lambda: timed("backward", lambda: call.backward(result)))
             ledger.after_backward()
+            grads = call.gradients(found)
             window.samples_ms |= {"backward": [backward_ms], "forward_backward": [forward_ms + backward_ms]}
     seen: dict[str, Any] = {}
     if isinstance(watch, Watch):

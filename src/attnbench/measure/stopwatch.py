@@ -153,6 +153,17 @@ class CudaStopwatch:
         torch.cuda._sleep(int(self._cycles_per_s * seconds))
         return size
 
+    def watched(self, watch: Callable[[Callable[[], Any]], Any], repeats: int) -> None:
+        """Some calls queued and flushed as samples are, forward and backward in turn, each a piece of work to `watch`."""
+        for _ in range(self.hold_for(repeats)):
+            self.flush()
+            out = watch(self.call.forward)
+            if self.backward:
+                self.flush()
+                grads = watch(lambda out=out: self.call.backward(out))
+                del grads
+            del out
+
     def wait_longer(self) -> None:
         self._patience *= 2
         self._most = max(1, self._most // 2)  # it may have been held up by a full queue
@@ -183,12 +194,15 @@ class CudaStopwatch:
             time.sleep(interval_s)
 
 
-def time_calls(work: Callable[[], Any], device: torch.device, *, for_s: float = 0.01) -> float:
-    """Milliseconds of a call among others back to back, host and device together: the wall clock over some calls."""
-    torch.cuda.synchronize(device)
-    began, count = time.perf_counter(), 0
+def time_calls(work: Callable[[], Any], wait: Callable[[Any], None], *, for_s: float = 0.01) -> float:
+    """Milliseconds of a call among others back to back, host and device together: the wall clock over some calls.
+
+    `wait` is given the last result, and returns when it is there.
+    """
+    wait(work())
+    began, count, result = time.perf_counter(), 0, None
     while count < 3 or time.perf_counter() - began < for_s:
-        work()
+        result = work()
         count += 1
-    torch.cuda.synchronize(device)
+    wait(result)
     return (time.perf_counter() - began) / count * 1e3

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from attnbench.measure.call import Call
+from attnbench.measure.call import Call, TorchCall
+from attnbench.measure.graphs import Graphed
+from attnbench.measure.profiled import ProfiledStopwatch
 from attnbench.measure.sampling import Sampling, Window, sample, settle
-from attnbench.measure.stopwatch import CpuStopwatch, CudaStopwatch, Timed
+from attnbench.measure.stopwatch import CpuStopwatch, CudaStopwatch
 from attnbench.measure.telemetry import monitor
 
 WARMTH_MATTERS_S = 0.5
@@ -35,11 +37,16 @@ class Timer:
     warm_cache: bool = False
     overhead_ms: float = 0.0
 
-    def stopwatch(self, call: Timed) -> CudaStopwatch:
+    def stopwatch(self, call: Call | Graphed) -> CudaStopwatch | ProfiledStopwatch:
+        """What times a call on a GPU: events where they see its work, the profiler's records elsewhere."""
         state = monitor(self.device)
+        if not isinstance(call, Graphed) and not call.on_torch_stream:
+            return ProfiledStopwatch(call, self.backward, self.device, state, self.warm_cache)
         return CudaStopwatch(call, self.backward, self.device, state, self.warm_cache, self.overhead_ms)
 
-    def time(self, call: Timed, budget_s: float, *, warm: bool = False, near_cap: bool | None = None) -> Sampling:
+    def time(
+        self, call: Call | Graphed, budget_s: float, *, warm: bool = False, near_cap: bool | None = None
+    ) -> Sampling:
         """Samples until they settle or `budget_s` is spent; at least one of each pass.
 
         `warm` tells that a CPU need not be warmed by a step that does not count: the same call has just been made, or
@@ -58,7 +65,7 @@ class Timer:
         sampling.near_cap = near_cap
         return sampling
 
-    def _step(self, call: Timed) -> None:
+    def _step(self, call: Call | Graphed) -> None:
         out = call.forward()
         if self.backward:
             call.backward(out)
@@ -69,7 +76,7 @@ class Timer:
 SEED_WARMUP, SEED_ITERATIONS = 10, 100
 
 
-def time_as_seed(call: Call, device: torch.device, *, backward: bool, budget_s: float) -> Sampling:
+def time_as_seed(call: TorchCall, device: torch.device, *, backward: bool, budget_s: float) -> Sampling:
     """The procedure of the table attnbench began with, for comparison with it.
 
     The forward includes a sum over the output; the pass it calls backward is a whole step: forward, sum and a backward

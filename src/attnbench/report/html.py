@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
@@ -54,6 +53,8 @@ def page(run: Run) -> str:
 
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script. It takes seconds to make, and is kept for the next page."""
+    from importlib import metadata
+
     import vl_convert
 
     version = vegalite_version()
