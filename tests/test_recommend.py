@@ -23,7 +23,7 @@ from attnbench.analysis.wish import Wish
 from attnbench.backends import BUILTIN
 from attnbench.case import Case
 from attnbench.errors import RequestError
-from attnbench.families import DETERMINISM, determinism
+from attnbench.families import DETERMINISM, FIXED_ON_CPU, determinism
 from attnbench.record import Record
 from attnbench.report.recommendation import text
 from attnbench.result import load
@@ -665,9 +665,11 @@ def test_sdpa_is_as_deterministic_as_what_it_chose(kernels: tuple[str, ...], pos
     assert not two.possible, "another one for each shape"
 
 
-def test_every_backend_that_ships_is_known_and_everything_of_it_is_fixed_on_a_cpu() -> None:
-    assert set(DETERMINISM) | {"sdpa"} == set(BUILTIN)
-    assert all(determinism(name, "cpu", []).possible for name in BUILTIN)
+def test_what_is_said_of_gradients_is_of_backends_that_there_are() -> None:
+    assert set(DETERMINISM) | FIXED_ON_CPU <= set(BUILTIN)
+    assert {name for name in BUILTIN if name.endswith("-deterministic")} <= set(DETERMINISM)
+    assert all(DETERMINISM[name].possible for name in BUILTIN if name.endswith("-deterministic"))
+    assert not determinism("jax-xla", "cpu", []).possible
     assert not determinism("mine.py:f", "cpu", []).possible
     assert not determinism("mine.py:f", "cuda", []).possible
 
@@ -682,7 +684,7 @@ def test_no_backend_with_the_same_gradients_is_one_line() -> None:
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("backend", BUILTIN)
+@pytest.mark.parametrize("backend", ["sdpa", *(name for name, known in DETERMINISM.items() if known.possible)])
 def test_the_code_sets_what_determinism_needs(backend: str, device: str, precision: str) -> None:
     code = snippet(backend, small(precision=precision), deterministic_on=device)
     compile(code, backend, "exec")
@@ -692,7 +694,7 @@ def test_the_code_sets_what_determinism_needs(backend: str, device: str, precisi
     assert (lines[0:3].count("import os") == 1) == (device == "cuda")
     assert ("CUBLAS_WORKSPACE_CONFIG" in code) == (device == "cuda")
     assert ("set_float32_matmul_precision" in code) == (precision == "tf32")
-    assert "deterministic" not in snippet(backend, small())
+    assert "use_deterministic_algorithms" not in snippet(backend, small())
 
 
 @pytest.mark.parametrize("case", [CASES["full"], CASES["causal"]], ids=["full", "causal"])

@@ -41,7 +41,12 @@ class Determinism:
     why: str
 
 
+_UNKNOWN = Determinism(False, False, "whether its gradients are the same each time is not known")
+_ATOMICS = Determinism(False, False, "its backward adds up dq by atomics, in any order")
+_SWITCHED = Determinism(True, False, "it asks its package for a deterministic backward")
 _TENSORS = Determinism(True, False, "matrix products, softmax and sums, all of them in a fixed order")
+
+_FLEX = Determinism(True, False, "each block of dq, dk and dv is written by one program, without atomics")
 
 DETERMINISM: dict[str, Determinism] = {
     "naive": _TENSORS,
@@ -59,12 +64,22 @@ DETERMINISM: dict[str, Determinism] = {
         False,
         "cuDNN's backward is not deterministic; PyTorch takes no cuDNN attention when asked for one that is",
     ),
-    "flex": Determinism(True, False, "each block of dq, dk and dv is written by one program, without atomics"),
+    "flex": _FLEX,
+    "flex-causal-score": _FLEX,
+    "flash-attn-2": _ATOMICS,
+    "flash-attn-2-deterministic": _SWITCHED,
+    "flash-attn-3": _ATOMICS,
+    "flash-attn-3-deterministic": _SWITCHED,
+    "flash-attn-4": _ATOMICS,
+    "flash-attn-4-deterministic": _SWITCHED,
+    "cudnn-frontend": Determinism(False, False, "cuDNN's backward is not deterministic unless asked to be"),
+    "cudnn-frontend-deterministic": _SWITCHED,
 }
-"""By backend, on CUDA; docs/backends.md has the sources. On a CPU every backend that ships has a fixed order of work."""
+"""By backend, on CUDA; docs/backends.md has the sources. Of the others nothing is known."""
 
 _ON_CPU = Determinism(True, False, "on a CPU each head is one thread's work, in a fixed order")
-_UNKNOWN = Determinism(False, False, "whether its gradients are the same each time is not known")
+FIXED_ON_CPU = {"naive", "eager", "compile", "sdpa", "sdpa-math", "sdpa-flash", "flex", "flex-causal-score"}
+"""Backends that run on a CPU and have a fixed order of work there."""
 
 
 def determinism(backend: str, device: str, kernels: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> Determinism:
@@ -73,7 +88,7 @@ def determinism(backend: str, device: str, kernels: Iterable[tuple[tuple[str, ..
     They tell which kernel `sdpa` chose; where that is another one for each record, or no name tells, nothing is known.
     """
     if device == "cpu":
-        return _ON_CPU if backend in DETERMINISM or backend == "sdpa" else _UNKNOWN
+        return _ON_CPU if backend in FIXED_ON_CPU else _UNKNOWN
     if backend != "sdpa":
         return DETERMINISM.get(backend, _UNKNOWN)
     chosen = {family(forward + backward) for forward, backward in kernels}
