@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from types import SimpleNamespace
@@ -191,7 +192,7 @@ def test_it_is_told_what_ran() -> None:
 
 
 def test_kernels_between_marks_are_parted_from_flushes_and_holds() -> None:
-    """As a GPU's profiler tells of them: name and microseconds, in the order of their starts."""
+    """As a GPU's profiler tells of them: name and microseconds, in the order of their starts, with gaps of a microsecond."""
     told = [
         ("spin_kernel(long)", 300.0),  # holds the queue
         *(
@@ -204,11 +205,15 @@ def test_kernels_between_marks_are_parted_from_flushes_and_holds() -> None:
         *(("flash_bwd", 200.0), ("convert_dq", 20.0), ("flash_bwd", 50.0), ("spin_kernel(long)", 1.0)),
         ("FillFunctor<signed char>", 38.0),
     ]
+    starts = itertools.accumulate((us + 1 for _, us in told), initial=0.0)
     events = [
         SimpleNamespace(
-            name=name, self_device_time_total=us, device_type=DeviceType.CUDA, time_range=SimpleNamespace(start=start)
+            name=name,
+            self_device_time_total=us,
+            device_type=DeviceType.CUDA,
+            time_range=SimpleNamespace(start=start, end=start + us),
         )
-        for start, (name, us) in enumerate(told)
+        for start, (name, us) in zip(starts, told, strict=False)
     ]
     launches = SimpleNamespace(
         name="cudaLaunchKernel",
@@ -220,8 +225,8 @@ def test_kernels_between_marks_are_parted_from_flushes_and_holds() -> None:
     watch._cuda = True
     watch._profiler = SimpleNamespace(events=lambda: [*events[::-1], launches])  # pyright: ignore[reportAttributeAccessIssue]
     assert watch.seen() == [
-        Seen(("flash_fwd", "Memset (Device)"), 0.102),
-        Seen(("flash_bwd", "convert_dq"), 0.27),
+        Seen(("flash_fwd", "Memset (Device)"), 0.102, 0.103),
+        Seen(("flash_bwd", "convert_dq"), 0.27, 0.272),
     ]
 
 
