@@ -209,3 +209,17 @@ class Lender(MetaPathFinder):
 
 sys.meta_path.insert(0, Lender())
 """
+
+
+def test_cudnn_is_asked_whether_it_has_a_plan_and_builds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    standins.install(monkeypatch)
+    built: list[object] = []
+    monkeypatch.setattr(standins.pygraph, "build_plans", built.append)
+    cudnn = backends.load("cudnn-frontend")
+    case = small(dtype="float16", d_model=64)
+    assert cudnn.refuses(Ask(case, "cuda")) is None
+    assert built == []
+    call = make_call(cudnn, cudnn.build(case), make_inputs(case, CPU, 0))
+    with pytest.raises(AssertionError):
+        call.forward()
+    assert len(built) == 1, "to run, it builds one"

@@ -24,13 +24,15 @@ Pack = dict[Any, Tensor]
 class Graphs:
     """The graphs of a case, each built when it is first needed. Tensors are (batch, heads, seq, head_dim), contiguous.
 
+    Without `plans` they are checked and cannot be run: building a plan compiles.
+
     Raises:
         Exception: cuDNN's own, where it has no plan for the case.
     """
 
-    def __init__(self, case: Case, *, deterministic: bool = False) -> None:
+    def __init__(self, case: Case, *, deterministic: bool = False, plans: bool = True) -> None:
         self.cudnn: Any = importlib.import_module("cudnn")
-        self.case, self.deterministic = case, deterministic
+        self.case, self.deterministic, self.plans = case, deterministic, plans
         triangle = case.seq_len == case.kv_len
         self.options = {
             "attn_scale": 1 / math.sqrt(case.d_model),
@@ -93,7 +95,8 @@ class Graphs:
         graph.build_operation_graph()
         graph.create_execution_plans([self.cudnn.heur_mode.A, self.cudnn.heur_mode.FALLBACK])
         graph.check_support()
-        graph.build_plans()
+        if self.plans:
+            graph.build_plans()
         return graph
 
     @cached_property
@@ -159,9 +162,9 @@ def build(case: Case, *, deterministic: bool = False) -> Attention:
 
 
 def objects(deterministic: bool, ask: Ask) -> str | None:
-    """What cuDNN says when it is asked for plans; none are run."""
+    """What cuDNN says when it is asked whether it has a plan; none is built."""
     try:
-        graphs = Graphs(ask.case, deterministic=deterministic)
+        graphs = Graphs(ask.case, deterministic=deterministic, plans=False)
         _ = (graphs.training, graphs.backward) if ask.backward else graphs.inference
     except Exception as error:
         return printable(str(error).strip().partition("\n")[0]) or type(error).__name__
