@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
 from attnbench import backends, cli
 from attnbench.backends.plugins import refused_plugins
@@ -142,6 +143,10 @@ def test_plugins_run_where_nobody_names_a_backend_and_names_that_are_taken_are_r
     assert "greedy:attention" in done.stderr
     assert "rival:attention" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    done = attnbench("plan", *SMALL_GRID, "--device", "cuda", "--backend", "quick")
+    assert done.returncode == (0 if torch.cuda.is_available() else 2)
+    assert torch.cuda.is_available() or "sees 0 CUDA GPUs; try --device cpu" in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
     plan = json.loads(attnbench("plan", *SMALL_GRID, "--json").stdout)
     assert {"quick", "eager"} <= {cell["backend"] for cell in plan["cells"]}
     assert "is offered by" in plan["left_out"]["twice"]

@@ -132,7 +132,10 @@ def describe(
             found[backend["name"]] = _lost(backend["name"], error, len(cases)) if error else backend
     if problems:
         raise RequestError("; ".join(problems))
-    told = told or executor.ask(asked | {"names": []}, START_TIMEOUT_S)
+    try:
+        told = told or executor.ask(asked | {"names": []}, START_TIMEOUT_S)
+    except WorkerLost as lost:
+        raise RequestError(f"{', '.join(names)} cannot be loaded: {lost}") from None
     return told | {"backends": [found[name] for name in names]}
 
 
