@@ -10,8 +10,9 @@ import pytest
 from attnbench.case import Case
 from attnbench.executors.local import WorkerLost
 from attnbench.grid import Grid
+from attnbench.live import Live
 from attnbench.plan import Cell, Plan
-from attnbench.progress import Forecast, Lines, Live, clock
+from attnbench.progress import Forecast, Lines, clock
 from attnbench.record import Record
 from attnbench.request import Request
 from attnbench.runner import ROUNDS, sweep

@@ -29,7 +29,7 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, presets
 from attnbench.options import grid_options, measuring_options, request_from, selecting_options, selection_from
 from attnbench.plan import describe, make_plan
-from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render, terminal, write
+from attnbench.report import FORMATS, LAYOUTS, comparison, recommendation, render, write
 from attnbench.report.charts import CHARTS
 from attnbench.report.charts import PASSES as DRAWN
 from attnbench.report.figures import FORMATS as PICTURES
@@ -347,6 +347,8 @@ def recommend_backend(directory: Path, memory: str | None, as_json: bool, **wish
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
 def show_run(directory: Path) -> None:
     """A run on this terminal: the fastest backends, by how much, statuses, and how far each got."""
+    from attnbench.report import terminal
+
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size().columns
     _print(terminal.text(load(directory), width, colour=colour), newline=False)

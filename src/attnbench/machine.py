@@ -11,7 +11,6 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,8 @@ def fingerprint() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
+    from importlib import metadata
+
     found = {}
     for name in PACKAGES:
         try:

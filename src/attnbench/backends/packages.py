@@ -7,7 +7,6 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from attnbench.errors import printable
@@ -85,6 +84,8 @@ def _absent(package: Package) -> str | None:
 
 
 def _installed(distributions: tuple[str, ...]) -> str | None:
+    from importlib import metadata
+
     for name in distributions:
         try:
             return metadata.version(name)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 GROUP = "attnbench.backends"
 
@@ -25,6 +28,8 @@ def package_of(plugin: metadata.EntryPoint) -> str:
 
 @cache
 def _sorted_out() -> tuple[dict[str, metadata.EntryPoint], dict[str, str]]:
+    from importlib import metadata
+
     from attnbench.backends import BUILTIN
 
     offered: dict[str, list[metadata.EntryPoint]] = {}

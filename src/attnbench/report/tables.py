@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
-
 from attnbench.analysis.table import Table
 from attnbench.errors import printable
 from attnbench.record import Record
@@ -27,13 +25,19 @@ class Writer:
     page: Callable[[str], str] = lambda body: body
 
 
+def _tabulate(rows: Sequence[Sequence[Any]], headers: Sequence[str], form: str, **how: Any) -> str:
+    from tabulate import tabulate  # takes a while to load, and most commands make no table
+
+    return tabulate(rows, headers=list(headers), tablefmt=form, missingval="", **how)
+
+
 def markdown_table(table: Table) -> str:
     rows = [[cell.replace("|", "\\|") if isinstance(cell, str) else cell for cell in row] for row in table.rows]
-    return tabulate(rows, headers=list(table.headers), tablefmt="pipe", missingval="")
+    return _tabulate(rows, table.headers, "pipe")
 
 
 def latex_table(table: Table) -> str:
-    return tabulate(table.rows, headers=list(table.headers), tablefmt="latex_booktabs", missingval="")
+    return _tabulate(table.rows, table.headers, "latex_booktabs")
 
 
 _LATEX_SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
@@ -54,7 +58,7 @@ def _latex_text(text: str) -> str:
 
 
 def html_table(table: Table) -> str:
-    body = tabulate(table.rows, headers=list(table.headers), tablefmt="html", missingval="")
+    body = _tabulate(table.rows, table.headers, "html")
     return f'<div class="wide">{body}</div>'
 
 
@@ -136,7 +140,7 @@ def _shown(table: Table, form: str, text: Callable[[str], str]) -> str:
 
     rows = [[cell(index, value) for index, value in enumerate(row)] for row in table.rows]
     headers = [text(header) for header in table.headers]
-    return tabulate(rows, headers, tablefmt=form, missingval="", disable_numparse=texts, colalign=sides) + "\n"
+    return _tabulate(rows, headers, form, disable_numparse=texts, colalign=sides) + "\n"
 
 
 def _csv_table(table: Table) -> str:
