@@ -16,7 +16,10 @@ from attnbench.bench import Bench, Settings
 from attnbench.case import Case
 from conftest import small
 
-pytestmark = pytest.mark.filterwarnings("default")  # torch's compiler warns of what is not ours to mend
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("default"),
+]  # torch's compiler warns of what is not ours to mend
 
 SETTINGS = Settings("cpu", 0, True, "default", "sustained", warm_cache=False, graph=False)
 

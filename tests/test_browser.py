@@ -323,6 +323,7 @@ def test_printed_it_is_light_and_without_controls(small: Path, opened: Open) -> 
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
+@pytest.mark.alone
 def test_five_thousand_records_answer_a_filter_within_two_seconds(large: Path, opened: Open) -> None:
     """From the beginning of the navigation until the table has followed a filter, as the page's own clock tells."""
     filtered = """() => {

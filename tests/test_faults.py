@@ -13,6 +13,8 @@ from attnbench.grid import Grid
 from attnbench.request import Request
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
 
+pytestmark = pytest.mark.xdist_group("faults")  # one sweep for all of them
+
 FAULTS: dict[str, tuple[str, str | None, str]] = {
     "killed": ("crash", "forward", "SIGKILL (perhaps the kernel's out-of-memory killer)"),
     "segfault": ("crash", "forward", "in string_at"),
@@ -50,12 +52,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
     backends = [*(f"--backend={MISBEHAVING}:{name}" for name in ("right", *FAULTS)), "--backend=eager"]
     limits = ["--timeout", "6", "--memory-limit", "1500MiB"]
     command = [sys.executable, "-m", "attnbench", "run", *SMALL_GRID, *backends, *limits, "--out", str(out), "--quiet"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=560, check=False)
     assert finished.returncode == 3, finished.stderr
     return {str(record["backend"]).rpartition(":")[2]: record for record in records_of(out)}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_has_its_status(outcomes: dict[str, dict[str, object]], name: str) -> None:
     status, phase, reason = FAULTS[name]
@@ -87,6 +89,7 @@ def request(**changes: object) -> Request:
     return Request(Grid(), "grid", ("eager",), {}, "cpu", **changes)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.alone
 def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
     case = {"batch": 1, "heads": 1, "kv_heads": 1, "seq_len": 8, "kv_len": 8, "d_model": 4}
 
@@ -114,6 +117,7 @@ def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
     assert not [child for child in psutil.Process().children(recursive=True) if "attnbench.worker" in child.cmdline()]
 
 
+@pytest.mark.alone
 def test_eager_attention_that_does_not_fit_is_an_oom_in_seconds(attnbench: Attnbench, tmp_path: Path) -> None:
     """12 GiB of scores against a limit of 1 GiB: told at once, without touching the memory or doing the arithmetic."""
     shape = ("--batch", "8", "--d-model", "16", "--seq-len", "8192", "--device", "cpu")
@@ -129,6 +133,7 @@ def test_eager_attention_that_does_not_fit_is_an_oom_in_seconds(attnbench: Attnb
     assert all("tried to allocate" in record["reason"] for record in found.values())
 
 
+@pytest.mark.alone
 def test_out_of_memory_in_the_backward_is_told_apart(attnbench: Attnbench, tmp_path: Path) -> None:
     """eager at 8 × 4096 × 4096 holds two score matrices of 512 MiB in the forward and more in the backward."""
     shape = ("--batch", "8", "--d-model", "16", "--seq-len", "4096", "--device", "cpu")

@@ -23,6 +23,8 @@ from attnbench.measure.rehearsal import rehearse
 from attnbench.measure.timing import Timer, time_as_seed
 from conftest import small
 
+pytestmark = pytest.mark.alone
+
 CPU = torch.device("cpu")
 
 

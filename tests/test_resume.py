@@ -15,6 +15,8 @@ import pytest
 
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
 
+pytestmark = pytest.mark.alone
+
 GRID = ("--batch", "1", "--d-model", "8,16", "--seq-len", "32,64", "--budget", "0.02", "--device", "cpu")
 BACKENDS = ("--backend=eager", "--backend=sdpa", "--backend=naive")
 CELLS = 12
