@@ -22,7 +22,7 @@ test: $(VENV)/test.stamp browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not alone"
+	$(BIN)/pytest -n 2 -m "not alone"
 	$(BIN)/pytest -m alone
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python

@@ -13,7 +13,7 @@ from attnbench.grid import Grid
 from attnbench.request import Request
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
 
-pytestmark = pytest.mark.xdist_group("faults")  # one sweep for all of them
+pytestmark = pytest.mark.alone
 
 FAULTS: dict[str, tuple[str, str | None, str]] = {
     "killed": ("crash", "forward", "SIGKILL (perhaps the kernel's out-of-memory killer)"),
@@ -89,7 +89,6 @@ def request(**changes: object) -> Request:
     return Request(Grid(), "grid", ("eager",), {}, "cpu", **changes)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.alone
 def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
     case = {"batch": 1, "heads": 1, "kv_heads": 1, "seq_len": 8, "kv_len": 8, "d_model": 4}
 
@@ -117,7 +116,6 @@ def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
     assert not [child for child in psutil.Process().children(recursive=True) if "attnbench.worker" in child.cmdline()]
 
 
-@pytest.mark.alone
 def test_eager_attention_that_does_not_fit_is_an_oom_in_seconds(attnbench: Attnbench, tmp_path: Path) -> None:
     """12 GiB of scores against a limit of 1 GiB: told at once, without touching the memory or doing the arithmetic."""
     shape = ("--batch", "8", "--d-model", "16", "--seq-len", "8192", "--device", "cpu")
@@ -133,7 +131,6 @@ def test_eager_attention_that_does_not_fit_is_an_oom_in_seconds(attnbench: Attnb
     assert all("tried to allocate" in record["reason"] for record in found.values())
 
 
-@pytest.mark.alone
 def test_out_of_memory_in_the_backward_is_told_apart(attnbench: Attnbench, tmp_path: Path) -> None:
     """eager at 8 × 4096 × 4096 holds two score matrices of 512 MiB in the forward and more in the backward."""
     shape = ("--batch", "8", "--d-model", "16", "--seq-len", "4096", "--device", "cpu")
