@@ -15,6 +15,7 @@ import torch
 from attnbench import backends, cli
 from attnbench.backends.plugins import refused_plugins
 from attnbench.backends.user import plugin_backend
+from attnbench.cli import backends as backends_command
 from attnbench.errors import RequestError
 from conftest import SMALL_GRID, Attnbench, records_of
 
@@ -160,7 +161,7 @@ def test_a_refused_name_is_told_where_backends_are_listed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(backends, "refused_plugins", lambda: {"eager": "of greedy 1.0 is refused: it is taken"})
-    monkeypatch.setattr(cli, "describe", lambda *_: {"backends": []})
+    monkeypatch.setattr(backends_command, "describe", lambda *_: {"backends": []})
     cli.cli.main(["backends", "--device", "cpu"], standalone_mode=False)
     assert capsys.readouterr().err == "attnbench: backend 'eager' of greedy 1.0 is refused: it is taken\n"
     assert refused_plugins() == {}

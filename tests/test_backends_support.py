@@ -13,10 +13,10 @@ import pytest
 from attnbench import backends, forecast
 from attnbench.backends.support import SIXTEEN_BIT, Ask, HeadDims, Support
 from attnbench.case import Case
+from attnbench.cli.backends import backend_facts, backends_text
 from attnbench.errors import RequestError
 from attnbench.measure.call import LAYOUTS
 from attnbench.request import expand_backends, parse_case
-from attnbench.show import backend_facts, backends_text
 from conftest import SMALL_GRID, Attnbench, records_of, small
 
 RULES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

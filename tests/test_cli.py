@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attnbench import calibration
+from attnbench import calibration, cli
 from attnbench.cli import main
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
 
@@ -89,10 +90,19 @@ def test_bad_input_is_one_line(
     assert not any(tmp_path.iterdir()), "nothing is left behind"
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_is_listed_as_it_describes_itself(name: str) -> None:
+    command = importlib.import_module(f"attnbench.cli.{name}").command
+    assert command.name == name
+    assert " ".join(str(command.help).split()).startswith(cli.COMMANDS[name])
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["frob"], "No such command 'frob'"),
+        (["frob"], "command 'frob' is not known; there are: run, plan,"),
+        (["reccomend"], "did you mean 'recommend'?"),
+        ([], "no command was given; there are: run, plan,"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "."], "is not a run directory"),
         (["report"], "Missing argument 'RUN'"),

@@ -403,7 +403,7 @@ def test_without_scipy_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("then", "loaded"), [("", False), ("verdict.statistics_library()", True)])
 def test_scipy_is_loaded_where_it_is_needed(then: str, loaded: bool) -> None:
-    code = f"import sys, attnbench.cli; from attnbench.analysis import verdict\n{then}\nprint('scipy' in sys.modules)"
+    code = f"import sys, attnbench.cli.compare; from attnbench.analysis import verdict\n{then}\nprint('scipy' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == str(loaded)
 

@@ -14,8 +14,8 @@ import pytest
 
 from attnbench import clock_events, machine
 from attnbench.cli import main
+from attnbench.cli.doctor import doctor_text
 from attnbench.doctor import GPU_CHECKS, MACHINE_CHECKS, diagnose
-from attnbench.show import doctor_text
 
 CHECKS = {check.name: check for check in (*GPU_CHECKS, *MACHINE_CHECKS)}
 

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from attnbench import cli
+
 OUTSIDE = [
     "attnbench",
-    "attnbench.cli",
+    *(f"attnbench.cli.{name}" for name in cli.COMMANDS),
     "attnbench.api",
     "attnbench.runner",
     "attnbench.report",
@@ -44,11 +46,25 @@ def test_it_loads_no_torch(module: str) -> None:
     assert not loads_torch(module)
 
 
-def test_what_only_some_commands_need_is_loaded_by_none_at_the_start() -> None:
-    heavy = {"duckdb", "pandas", "scipy"}
-    code = f"import sys, attnbench.cli; print({heavy} & set(sys.modules))"
+def loaded(code: str) -> set[str]:
+    code = f"import sys\n{code}\nprint(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"
+    return set(told.stdout.splitlines()[-1].split())
+
+
+def test_help_starts_with_next_to_nothing_loaded() -> None:
+    modules = loaded("from attnbench.cli import cli; cli.main(['--help'], standalone_mode=False)")
+    own = {name for name in modules if name.startswith("attnbench")}
+    assert own == {"attnbench", "attnbench.cli", "attnbench.cli.console", "attnbench.errors"}
+    assert not modules & {"cattrs", "psutil", "subprocess", "tabulate"}
+
+
+def test_a_worker_starts_without_what_makes_reports() -> None:
+    modules = loaded("import attnbench.worker")
+    assert "attnbench.bench" in modules
+    assert not {
+        name for name in modules if name.startswith(("attnbench.report", "attnbench.cli", "attnbench.analysis"))
+    }
 
 
 @pytest.mark.parametrize("module", INSIDE)
@@ -59,20 +75,14 @@ def test_the_test_above_can_fail(module: str) -> None:
 HEAVY = {"altair", "vl_convert", "jinja2", "pandas", "scipy", "duckdb"}
 
 
-def loaded_of(modules: set[str], code: str) -> set[str]:
-    code = f"import sys\n{code}\nprint(*sorted({modules!r} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(told.stdout.split())
-
-
 def test_libraries_for_reports_are_loaded_only_where_they_are_used() -> None:
-    assert not loaded_of(HEAVY, "import attnbench.cli, attnbench.report.html, attnbench.report.figures")
+    commands = ", ".join(f"attnbench.cli.{name}" for name in cli.COMMANDS)
+    assert not HEAVY & loaded(f"import {commands}, attnbench.report.html, attnbench.report.figures")
 
 
 def test_that_test_can_fail() -> None:
-    assert "altair" in loaded_of(
-        HEAVY, "from attnbench.report.charts import Subject, spec; spec('time', Subject.of([], [], None))"
-    )
+    drawn = "from attnbench.report.charts import Subject, spec; spec('time', Subject.of([], [], None))"
+    assert "altair" in loaded(drawn)
 
 
 def test_the_public_names_are_sorted_and_there() -> None:
@@ -80,3 +90,11 @@ def test_the_public_names_are_sorted_and_there() -> None:
 
     assert attnbench.__all__ == sorted(attnbench.__all__, key=lambda name: (name.islower(), name))
     assert all(hasattr(attnbench, name) for name in attnbench.__all__)
+
+
+def test_a_name_that_is_not_public_is_no_attribute() -> None:
+    import attnbench
+
+    assert set(attnbench.__all__) <= set(dir(attnbench))
+    with pytest.raises(AttributeError, match="has no attribute 'benchmark'"):
+        attnbench.benchmark  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

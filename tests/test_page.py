@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from attnbench.cli import run as run_command
+from attnbench.cli.options import request_from
+from attnbench.cli.run import command as run_command
 from attnbench.grid import Grid
-from attnbench.options import request_from
 from attnbench.record import Record
 from attnbench.report import documents, render, repeat
 from attnbench.report.answers import answers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 import time
 import uuid
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench import backends, calibration, machine
-from attnbench.errors import RequestError
+from attnbench.errors import DiskFull, Interrupted, RequestError
 from attnbench.executors.local import LocalExecutor
 from attnbench.grid import Grid, Spec, preset
 from attnbench.plan import Plan, make_plan
@@ -26,21 +25,10 @@ from attnbench.report import check_layout, documents
 from attnbench.request import DEFAULT_BUDGET_S, DEFAULT_TIMEOUT_S, Request, expand_backends, parse_device
 from attnbench.result import Result, load
 from attnbench.runner import sweep
-from attnbench.store import DiskFull, Header, Store, refuse_occupied
+from attnbench.store import Header, Store, refuse_occupied
 
 SECONDS = ("start", "calibration", "compile", "correctness", "memory", "timing", "idle", "whole")
 """Where the wall time of a run goes."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep; the finished cells are in `directory`."""
-
-    def __init__(self, directory: Path, done: int, cells: int) -> None:
-        super().__init__(
-            f"interrupted; {done} of {cells} cells are kept in {directory}; "
-            f"go on with: attnbench run --resume --out {shlex.quote(str(directory))}"
-        )
-        self.directory, self.done, self.cells = directory, done, cells
 
 
 def make_request(

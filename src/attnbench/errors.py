@@ -1,9 +1,11 @@
-"""The one exception that is the user's to mend."""
+"""What a caller of attnbench may have to catch."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class RequestError(ValueError):
@@ -19,6 +21,21 @@ class MissingLibrary(RequestError):
 
     def __init__(self, what: str, library: str | None, extra: str) -> None:
         super().__init__(f"{what} needs {library}; install it by: pip install 'attnbench[{extra}]'")
+
+
+class DiskFull(Exception):
+    """A record could not be written; those before it are safe."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a sweep; the finished cells are in `directory`."""
+
+    def __init__(self, directory: Path, done: int, cells: int) -> None:
+        super().__init__(
+            f"interrupted; {done} of {cells} cells are kept in {directory}; "
+            f"go on with: attnbench run --resume --out {shlex.quote(str(directory))}"
+        )
+        self.directory, self.done, self.cells = directory, done, cells
 
 
 def printable(text: str) -> str:

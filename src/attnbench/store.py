@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from attnbench.errors import RequestError
+from attnbench.errors import DiskFull, RequestError
 from attnbench.record import FAILURES, SCHEMA_VERSION, Record
 from attnbench.schema import misfit, read_json
 
@@ -159,10 +159,6 @@ def _parse(path: Path, run_id: str) -> tuple[list[Record], int]:
         seen.add(record.cell_id)
         records.append(record)
     return records, len(data) - len(torn)
-
-
-class DiskFull(Exception):
-    """A record could not be written; those before it are safe."""
 
 
 class Store:

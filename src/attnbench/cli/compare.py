@@ -1,0 +1,49 @@
+"""`attnbench compare`: two runs, or many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from attnbench.analysis.compare import compare
+from attnbench.analysis.history import history
+from attnbench.analysis.verdict import default_threshold, parse_threshold
+from attnbench.cli.console import show
+from attnbench.errors import RequestError
+from attnbench.report import comparison
+from attnbench.report import history as report_history
+from attnbench.result import load
+
+
+@click.command("compare")
+@click.argument("directories", nargs=-1, type=click.Path(path_type=Path), metavar="A B")
+@click.option("--history", "series", is_flag=True, help="Of two runs or more: at which run each cell changed.")
+@click.option(
+    "--threshold",
+    metavar="SHARE",
+    help="A change up to this is of no interest, such as 2% or 0.02. Default: 2% on a GPU, 10% on a CPU.",
+)
+@click.option("--format", metavar="|".join(comparison.FORMATS), default="markdown", help="Default: markdown.")
+def command(directories: tuple[Path, ...], series: bool, threshold: str | None, format: str) -> int:
+    """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A.
+
+    With --history, any number of runs in the order in which they started; exit code 1 where the newest is worse than
+    those before it since the last change.
+    """
+    comparison.check_format(format)
+    if not series and len(directories) != 2:
+        raise RequestError(
+            f"compare takes two runs, A and B, and was given {len(directories)}; for more, add --history"
+        )
+    runs = [load(directory) for directory in directories]
+    share = parse_threshold(threshold) if threshold is not None else default_threshold(runs[0]) if runs else 0.0
+    if series:
+        found = history(runs, share)
+        text, outcome = report_history.render(found, format), report_history.headline(found)
+    else:
+        found = compare(runs[0], runs[1], share)
+        text, outcome = comparison.render(found, format), comparison.headline(found)
+    show(text, newline=False)
+    show("\n" + "\n".join([*(f"WARNING: {notice}" for notice in found.notices), outcome]), to="stderr")
+    return found.exit_code
