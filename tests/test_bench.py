@@ -16,10 +16,7 @@ from attnbench.bench import Bench, Settings
 from attnbench.case import Case
 from conftest import small
 
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.filterwarnings("default"),
-]  # torch's compiler warns of what is not ours to mend
+pytestmark = pytest.mark.filterwarnings("default")  # torch's compiler warns of what is not ours to mend
 
 SETTINGS = Settings("cpu", 0, True, "default", "sustained", warm_cache=False, graph=False)
 
@@ -70,6 +67,7 @@ def test_every_shipped_backend_that_is_pinned_or_compiled_knows_its_kernels() ->
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.alone
 def test_the_time_of_a_visit_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
     reply, spent_s = visit(seq_len=512, kv_len=512)
     assert set(spent_s) == {"compile", "correctness", "memory", "timing"}

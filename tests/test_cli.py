@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from attnbench import calibration, cli
+from attnbench import cli
 from attnbench.cli import main
-from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
+from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of, with_ceilings
 
 BAD: dict[str, tuple[list[str], str]] = {
     "preset": (["--preset", "sead"], "preset 'sead' is not known; did you mean 'seed'? there are: cs336-flash"),
@@ -177,30 +177,16 @@ def test_a_run_leaves_what_the_report_shows(attnbench: Attnbench, tmp_path: Path
     assert "holds a run already" in occupied.stderr
 
 
-def with_ceilings(monkeypatch: pytest.MonkeyPatch, cache: Path, times: float) -> None:
-    """Puts ceilings so many times those of a good CPU into a cache of the test's own, where runs find them."""
-    rates = {"copy_bytes_per_s": 1e11, "read_bytes_per_s": 1e11, "exp_per_s": 1e10}
-    found = {name: rate * times for name, rate in rates.items()} | {
-        "launch_ms": 1e-3 / times,
-        "cache_bytes": 0,
-        "matmul_flop_per_s": dict.fromkeys(("float32", "float64", "bfloat16", "float16"), 1e12 * times),
-    }
-    monkeypatch.setenv("ATTNBENCH_CACHE", str(cache))
-    monkeypatch.setattr(calibration, "_measured", lambda _device: found)
-    calibration.ceilings("cpu")
-
-
 def test_a_run_says_that_cells_are_faster_than_their_floor(
     attnbench: Attnbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with_ceilings(monkeypatch, tmp_path / "cache", 1e-6)
+    with_ceilings(monkeypatch, tmp_path / "cache", times=1e-6)
     told = attnbench("run", *SMALL_GRID, "--backend=sdpa", "--out", "a", "--quiet").stderr
     assert told.startswith("attnbench: 1 cells are faster than their floor")
     assert told.count("\n") == 1
 
 
-def test_quiet_and_json(attnbench: Attnbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with_ceilings(monkeypatch, tmp_path / "cache", 1e3)
+def test_quiet_and_json(attnbench: Attnbench) -> None:
     silent = attnbench("run", *SMALL_GRID, "--backend=sdpa", "--out", "a", "--quiet")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
     told = attnbench("run", *SMALL_GRID, "--backend=sdpa", "--out", "b", "--json", "--quiet")
@@ -237,7 +223,7 @@ def test_backends_are_listed_with_reasons(attnbench: Attnbench) -> None:
     by_name = {backend["name"]: backend for backend in told}
     assert by_name["eager"]["unavailable"] is None
     assert by_name["sdpa-cudnn"]["unavailable"] == "needs a CUDA GPU"
-    text = attnbench("backends", "--device", "cpu").stdout
+    text = attnbench("backends", "--device", "cpu", "--backend=sdpa-cudnn").stdout
     assert "needs a CUDA GPU" in text
 
 

@@ -18,8 +18,6 @@ from attnbench.request import Request
 from attnbench.runner import ROUNDS, sweep
 from attnbench.store import Header, Store
 
-pytestmark = pytest.mark.alone
-
 STEADY = {"fields": {"error_out": 1e-7}, "samples_ms": {"forward": [1.0] * 4, "backward": [2.0] * 4}}
 
 

@@ -20,8 +20,6 @@ from attnbench.measure.sampling import (
 )
 from attnbench.noise import MAX_SAMPLES, by_round, noise, relative_error, settled
 
-pytestmark = pytest.mark.alone
-
 STEADY = [1.0, 1.001, 0.999, 1.0]
 WILD = [1.0, 2.0, 0.5, 1.5]
 
