@@ -21,7 +21,6 @@ from attnbench.analysis.compare import PASSES, Comparison, Finding, agreement, c
 from attnbench.analysis.verdict import (
     MOST_DRIFT,
     Change,
-    default_threshold,
     drift,
     judge_time,
     noise_of,
@@ -116,11 +115,6 @@ def test_what_events_cannot_tell_apart_is_the_same(
     found = compared(cell(before_ms).but(device=device), cell(after_ms).but(device=device))
     assert [finding.verdict for finding in found.findings] == [verdict]
     assert ("0.002 ms cannot be told apart" in render(found)) == (verdict == "same")
-
-
-@pytest.mark.parametrize(("device", "share"), [("cuda:1", 0.02), ("cpu", 0.1)])
-def test_the_threshold_by_default_is_the_devices(device: str, share: float) -> None:
-    assert default_threshold(run_of([], request=REQUEST | {"device": device})) == share
 
 
 @pytest.mark.parametrize(("after_ms", "verdict"), [(0.0148, "same"), (0.0152, "slower")])

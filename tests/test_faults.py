@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from attnbench.executors.local import LocalExecutor, WorkerLost, worker_environment
+from attnbench.executors.local import MOST_WORKERS, LocalExecutor, WorkerLost, worker_environment
 from attnbench.grid import Grid
 from attnbench.request import Request
 from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
@@ -16,44 +16,50 @@ from conftest import MISBEHAVING, SMALL_GRID, Attnbench, records_of
 Fault = tuple[str, str | None, str]
 """Status, phase, and what the reason holds."""
 
-DEADLY: dict[str, Fault] = {
-    "killed": ("crash", "forward", "SIGKILL (perhaps the kernel's out-of-memory killer)"),
-    "segfault": ("crash", "forward", "in string_at"),
-    "aborts": ("crash", "forward", "assertion failed: tile % 16 == 0"),
-    "forks": ("crash", "forward", "SIGABRT"),
-    "exits": ("crash", "forward", "exit code 7"),
-    "hangs": ("timeout", "forward", "gave no result within"),
-    "hangs_in_backward": ("timeout", "backward", "gave no result within"),
-    "allocates_without_end": ("oom", "forward", "can't allocate memory"),
-    "allocates_in_backward": ("oom", "backward", "can't allocate memory"),
-    "says_what_cannot_be_written": ("error", "forward", "ValueError: [31m red"),
-    "raises": ("error", "forward", "ValueError: no kernel for this shape"),
+FAULTS: dict[str, dict[str, Fault]] = {
+    "deaths": {
+        "killed": ("crash", "forward", "SIGKILL (perhaps the kernel's out-of-memory killer)"),
+        "segfault": ("crash", "forward", "in string_at"),
+        "aborts": ("crash", "forward", "assertion failed: tile % 16 == 0"),
+        "forks": ("crash", "forward", "SIGABRT"),
+        "exits": ("crash", "forward", "exit code 7"),
+    },
+    "no end": {
+        "hangs": ("timeout", "forward", "gave no result within"),
+        "hangs_in_backward": ("timeout", "backward", "gave no result within"),
+        "allocates_without_end": ("oom", "forward", "can't allocate memory"),
+        "allocates_in_backward": ("oom", "backward", "can't allocate memory"),
+        "says_what_cannot_be_written": ("error", "forward", "ValueError: [31m red"),
+        "raises": ("error", "forward", "ValueError: no kernel for this shape"),
+        "speaks": ("ok", None, ""),
+    },
+    "wrong values": {
+        "wrong_out": ("incorrect", None, "out is off by 0.001"),
+        "wrong_dq": ("incorrect", None, "dq is off by"),
+        "wrong_dk": ("incorrect", None, "dk is off by"),
+        "wrong_dv": ("incorrect", None, "dv is off by"),
+        "nan_in_one_row": ("incorrect", None, "out has 16 values that are not finite"),
+    },
+    "broken promises": {
+        "turns_gradients_off": ("error", "forward", "off the graph"),
+        "writes_to_its_inputs": ("error", "forward", "wrote to q, k or v"),
+        "wrong_shape": ("error", "forward", "returned shape (1, 1, 64, 15)"),
+        "wrong_dtype": ("error", "forward", "returned torch.float64"),
+        "off_the_graph": ("error", "forward", "off the graph"),
+        "not_a_tensor": ("error", "forward", "returned NoneType"),
+    },
 }
-WRONG: dict[str, Fault] = {
-    "turns_gradients_off": ("error", "forward", "off the graph"),
-    "writes_to_its_inputs": ("error", "forward", "wrote to q, k or v"),
-    "wrong_out": ("incorrect", None, "out is off by 0.001"),
-    "wrong_dq": ("incorrect", None, "dq is off by"),
-    "wrong_dk": ("incorrect", None, "dk is off by"),
-    "wrong_dv": ("incorrect", None, "dv is off by"),
-    "nan_in_one_row": ("incorrect", None, "out has 16 values that are not finite"),
-    "wrong_shape": ("error", "forward", "returned shape (1, 1, 64, 15)"),
-    "wrong_dtype": ("error", "forward", "returned torch.float64"),
-    "off_the_graph": ("error", "forward", "off the graph"),
-    "not_a_tensor": ("error", "forward", "returned NoneType"),
-    "speaks": ("ok", None, ""),
-}
+"""By sweep, few enough for one to keep its workers from the plan on."""
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("faults", [DEADLY, WRONG], ids=["deadly", "wrong"])
-def test_each_fault_has_its_status_and_the_sweep_goes_on(
-    attnbench: Attnbench, tmp_path: Path, faults: dict[str, Fault]
-) -> None:
-    """One sweep over them all, with right functions among them."""
+@pytest.mark.parametrize("sweep", FAULTS)
+def test_each_fault_has_its_status_and_the_sweep_goes_on(attnbench: Attnbench, tmp_path: Path, sweep: str) -> None:
+    """With right functions among the faults."""
+    faults = FAULTS[sweep]
+    assert len(faults) + 1 <= MOST_WORKERS
     backends = [*(f"--backend={MISBEHAVING}:{name}" for name in ("right", *faults)), "--backend=eager"]
     limits = ("--timeout", "10", "--memory-limit", "1500MiB")
-    done = attnbench("run", *SMALL_GRID, *backends, *limits, "--out", "run", "--quiet", timeout=560)
+    done = attnbench("run", *SMALL_GRID, *backends, *limits, "--out", "run", "--quiet", timeout=280)
     assert done.returncode == 3, done.stderr
     outcomes = {str(record["backend"]).rpartition(":")[2]: record for record in records_of(tmp_path / "run")}
     assert set(outcomes) == {"right", "eager", *faults}
@@ -66,7 +72,7 @@ def test_each_fault_has_its_status_and_the_sweep_goes_on(
     assert not {name: told for name, told in reasons.items() if faults[name][2] not in told}
 
     assert outcomes["right"]["error_dq"] is not None
-    if faults is WRONG:
+    if sweep == "wrong values":
         assert outcomes["wrong_dk"]["error_dk"] > 1e-2, "errors are kept of what is incorrect"
         assert outcomes["wrong_dk"]["error_dq"] < 1e-5
         assert outcomes["nan_in_one_row"]["error_out"] is None

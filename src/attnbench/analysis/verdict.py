@@ -17,7 +17,6 @@ from typing import Literal, get_args
 from attnbench.errors import RequestError
 from attnbench.noise import by_round, relative_error
 from attnbench.record import Record
-from attnbench.store import Run
 
 Verdict = Literal[
     "slower", "broke", "more memory", "faster", "mended", "less memory", "less accurate", "more accurate", "changed",
@@ -29,8 +28,8 @@ IMPROVEMENTS: tuple[Verdict, ...] = ("faster", "mended", "less memory")
 TOLD: tuple[Verdict, ...] = ("less accurate", "more accurate", "changed")
 """Changes that are neither: all of them within what a right cell may show, or between two failures."""
 
-DEFAULT_THRESHOLD = {"cuda": 0.02, "cpu": 0.1}
-"""By device. A shared CPU drifts by as much from one run to the next, and neither run can tell."""
+DEFAULT_THRESHOLD = 0.02
+"""The least change of interest, relatively. Where noise is larger than that, it takes a larger change to be told."""
 
 FALSE_DISCOVERIES = 0.05
 """The share of changes that may be none, among all that are told."""
@@ -198,11 +197,6 @@ def statistics_library() -> ModuleType:
     except ImportError:
         raise RequestError("comparing runs needs scipy; install it by: pip install 'attnbench[report]'") from None
     return scipy.stats
-
-
-def default_threshold(run: Run) -> float:
-    """The least change of interest on the device of a run."""
-    return DEFAULT_THRESHOLD[kind(run.header.request["device"])]
 
 
 def parse_threshold(text: str) -> float:

@@ -8,7 +8,7 @@ import click
 
 from attnbench.analysis.compare import compare
 from attnbench.analysis.history import history
-from attnbench.analysis.verdict import default_threshold, parse_threshold
+from attnbench.analysis.verdict import DEFAULT_THRESHOLD, parse_threshold
 from attnbench.cli.console import show
 from attnbench.errors import RequestError
 from attnbench.report import comparison
@@ -22,10 +22,11 @@ from attnbench.result import load
 @click.option(
     "--threshold",
     metavar="SHARE",
-    help="A change up to this is of no interest, such as 2% or 0.02. Default: 2% on a GPU, 10% on a CPU.",
+    default=f"{DEFAULT_THRESHOLD:.0%}",
+    help=f"A change up to this is of no interest, such as 5% or 0.05. Default: {DEFAULT_THRESHOLD:.0%}.",
 )
 @click.option("--format", metavar="|".join(comparison.FORMATS), default="markdown", help="Default: markdown.")
-def command(directories: tuple[Path, ...], series: bool, threshold: str | None, format: str) -> int:
+def command(directories: tuple[Path, ...], series: bool, threshold: str, format: str) -> int:
     """Two runs, cell by cell, with verdicts that know noise; exit code 1 where B is worse than A.
 
     With --history, any number of runs in the order in which they started; exit code 1 where the newest is worse than
@@ -37,7 +38,7 @@ def command(directories: tuple[Path, ...], series: bool, threshold: str | None, 
             f"compare takes two runs, A and B, and was given {len(directories)}; for more, add --history"
         )
     runs = [load(directory) for directory in directories]
-    share = parse_threshold(threshold) if threshold is not None else default_threshold(runs[0]) if runs else 0.0
+    share = parse_threshold(threshold)
     if series:
         found = history(runs, share)
         text, outcome = report_history.render(found, format), report_history.headline(found)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 
 from attnbench.analysis.compare import PASSES, Agreement, Comparison, Finding, Mean
-from attnbench.analysis.verdict import FALSE_DISCOVERIES, IMPROVEMENTS, LEAST_MEMORY, LEAST_MEMORY_MIB, TOLD
+from attnbench.analysis.verdict import FALSE_DISCOVERIES, IMPROVEMENTS, LEAST_MEMORY, LEAST_MEMORY_MIB, LIKELY, TOLD
 from attnbench.errors import printable, unknown
 from attnbench.record import PASSES as TIMES
 from attnbench.report.tables import Table, markdown_table
@@ -74,6 +75,12 @@ def _summary(comparison: Comparison) -> list[str]:
     if overall:
         told = "; ".join(f"{mean.what} {_mean(mean)}" for mean in overall if mean.what in PASSES)
         lines.append(f"Geometric mean of B / A over the cells that both timed: {told}.")
+    if known := [
+        finding.uncertainty for finding in comparison.findings if finding.what in PASSES and finding.uncertainty
+    ]:
+        lines.append(
+            f"Half of these times are known to ± {percent(LIKELY * statistics.median(known))}, drift included."
+        )
     if worst := comparison.worst:
         lines.append(f"The worst time: {_name(worst)}, {_change(worst)} ({worst.verdict}).")
     if failed := comparison.failed_alike:
