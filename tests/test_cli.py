@@ -146,7 +146,7 @@ def test_what_only_a_worker_can_tell(
 
 def test_an_output_that_cannot_be_had_is_told_before_anything_runs(attnbench: Attnbench, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = attnbench("run", *SMALL_GRID, "--backend=eager", "--out", "file", timeout=10)
+    done = attnbench("run", *SMALL_GRID, "--backend=eager", "--out", "file", timeout=20)
     assert done.returncode == 2
     assert "file is a file; --out takes a directory" in done.stderr
     done = attnbench("run", *SMALL_GRID, "--backend=eager", "--out", "/proc/run")

@@ -123,7 +123,7 @@ def test_eager_attention_that_does_not_fit_is_an_oom_in_seconds(attnbench: Attnb
         ("naive", "eager", "sdpa-math"), "oom"
     )
     assert found["naive"]["phase"] == "forward"
-    assert all(record["seconds"] < 10 for record in found.values())
+    assert all(record["seconds"] < 30 for record in found.values())
     assert all("tried to allocate" in record["reason"] for record in found.values())
 
 
