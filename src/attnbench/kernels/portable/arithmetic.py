@@ -83,19 +83,26 @@ def narrowed(x, dtype: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def product(a_high, a_low, b_high, b_low, sums, PRECISION: tl.constexpr):
-    """sums + a @ b, of operands in parts; the small terms first."""
+def product(a, b, sums, PRECISION: tl.constexpr):
+    """sums + a @ b, of operands in parts, (high, low); the small terms first."""
     if PRECISION == "fp16x3":
-        sums = tl.dot(a_low, b_high, sums)
-        sums = tl.dot(a_high, b_low, sums)
-        return tl.dot(a_high, b_high, sums)
+        sums = tl.dot(a[1], b[0], sums)
+        sums = tl.dot(a[0], b[1], sums)
+        return tl.dot(a[0], b[0], sums)
     elif PRECISION == "fp16x1":  # noqa: RET505
-        return tl.dot(a_high, b_high, sums)
+        return tl.dot(a[0], b[0], sums)
     elif PRECISION == "native":
         if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
-            return sums + tl.dot(a_high.to(tl.float32), b_high.to(tl.float32))
-        return tl.dot(a_high, b_high, sums)
+            return sums + tl.dot(a[0].to(tl.float32), b[0].to(tl.float32))
+        return tl.dot(a[0], b[0], sums)
     elif INTERPRETED:  # which knows one precision
-        return tl.dot(a_high, b_high, sums, input_precision="ieee")
+        return tl.dot(a[0], b[0], sums, input_precision="ieee")
     else:
-        return tl.dot(a_high, b_high, sums, input_precision=PRECISION)
+        return tl.dot(a[0], b[0], sums, input_precision=PRECISION)
+
+
+@triton.jit
+def row_products(a, b, PRECISION: tl.constexpr):
+    """a @ bᵀ, of operands in parts: each row of one with each row of the other."""
+    zeros = tl.zeros((a[0].shape[0], b[0].shape[0]), tl.float32)
+    return product(a, (tl.trans(b[0]), tl.trans(b[1])), zeros, PRECISION)

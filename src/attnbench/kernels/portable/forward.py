@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.portable.arithmetic import TOP, exponent_at, narrowed, product, scaled, split
-from attnbench.kernels.portable.operands import load_parts, load_rows, store_rows
+from attnbench.kernels.portable.arithmetic import TOP, exponent_at, narrowed, product, row_products, scaled, split
+from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, store_rows
 
 
 @triton.jit
@@ -30,41 +30,6 @@ def keys_seen(first_query, last_query, M, offset, BLOCK_N: tl.constexpr, CAUSAL:
         by_all = tl.minimum(M, tl.maximum(0, first_query + offset + 1))
         by_any = tl.minimum(M, tl.maximum(0, last_query + offset + 1))
     return by_all // BLOCK_N * BLOCK_N, by_any
-
-
-@triton.jit
-def _attend(
-    acc, weight, peak, q_high, q_low, queries, k, v, k_to_low, v_to_low, stride_km, stride_kd, stride_vm, stride_vd,
-    begin, end, M, offset, score_scale,
-    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Goes on over keys [begin, end): sums of values, sum of weights and highest score so far of each query."""
-    for start in range(begin, end, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        k_high, k_low = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
-        zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        scores = product(q_high, q_low, tl.trans(k_high), tl.trans(k_low), zeros, PRECISION)
-        factor = score_scale  # positive, or so small that it is zero
-        if MASKED:
-            allowed = sees(queries[:, None], keys[None, :], M, offset, CAUSAL)
-            scores = tl.where(allowed, scores * score_scale, float("-inf"))
-            factor = 1.0
-        new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
-        base = new_peak
-        if MASKED:
-            base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a row that has seen no key yet
-        shrink = tl.exp2(peak - base)
-        if PARTS > 0:
-            base -= TOP  # weights fill the range of float16
-        p = tl.exp2(scores * factor - base[:, None])
-        weight = weight * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None]
-        v_high, v_low = load_parts(v, v_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
-        p_high, p_low = narrowed(p, v_high.dtype, PARTS)
-        acc = product(p_high, p_low, v_high, v_low, acc, PRECISION)
-        peak = new_peak
-    return acc, weight, peak
 
 
 @triton.jit
@@ -90,9 +55,8 @@ def forward_kernel(
     kv_head = b * G + g
     offset = M - N
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh
-    k += b.to(tl.int64) * stride_kb + g.to(tl.int64) * stride_kh
-    v += b.to(tl.int64) * stride_vb + g.to(tl.int64) * stride_vh
+    q = of_head(q, b, h, stride_qb, stride_qh)
+    k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
     q_exponent = exponent_at(q_magnitudes, kv_head, PARTS)
     k_exponent = exponent_at(k_magnitudes, kv_head, PARTS)
     v_exponent = exponent_at(v_magnitudes, kv_head, PARTS)
@@ -101,27 +65,43 @@ def forward_kernel(
     q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
     if NEGATED:
         q_tile = -q_tile
-    q_high, q_low = split(q_tile, q_exponent, PARTS)
+    q_parts = split(q_tile, q_exponent, PARTS)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
     whole, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
-    acc, weight, peak = _attend(
-        acc, weight, peak, q_high, q_low, queries, k, v, k_to_low, v_to_low, stride_km, stride_kd, stride_vm, stride_vd,
-        0, whole, M, offset, score_scale, PRECISION, PARTS, CAUSAL, False, D, BLOCK_M, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
-    acc, weight, peak = _attend(
-        acc, weight, peak, q_high, q_low, queries, k, v, k_to_low, v_to_low, stride_km, stride_kd, stride_vm, stride_vd,
-        whole, seen, M, offset, score_scale, PRECISION, PARTS, CAUSAL, True, D, BLOCK_M, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
+    begin, end = 0, whole
+    for MASKED in tl.static_range(2):
+        for start in range(begin, end, BLOCK_N):
+            keys = start + tl.arange(0, BLOCK_N)
+            k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
+            scores = row_products(q_parts, k_parts, PRECISION)
+            factor = score_scale  # positive, or so small that it is zero
+            if MASKED:
+                allowed = sees(queries[:, None], keys[None, :], M, offset, CAUSAL)
+                scores = tl.where(allowed, scores * score_scale, float("-inf"))
+                factor = 1.0
+            new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
+            base = new_peak
+            if MASKED:
+                base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a row that has seen no key yet
+            shrink = tl.exp2(peak - base)
+            if PARTS > 0:
+                base -= TOP  # weights fill the range of float16
+            p = tl.exp2(scores * factor - base[:, None])
+            weight = weight * shrink + tl.sum(p, 1)
+            acc = acc * shrink[:, None]
+            v_parts = load_parts(v, v_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
+            acc = product(narrowed(p, v_parts[0].dtype, PARTS), v_parts, acc, PRECISION)
+            peak = new_peak
+        begin, end = whole, seen
     blind = weight == 0.0
     weight = tl.where(blind, 1.0, weight)
     acc = acc / weight[:, None]
     if PARTS > 0:
         acc = scaled(acc, -v_exponent)
         peak -= TOP
-    out += b.to(tl.int64) * stride_ob + h.to(tl.int64) * stride_oh
-    store_rows(out, queries, stride_on, N, acc, BLOCK_D, D)
+    store_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, N, acc, BLOCK_D, D)
     rows = logsumexp + head.to(tl.int64) * N + queries
     tl.store(rows, tl.where(blind, float("inf"), peak + tl.log2(weight)), mask=queries < N)

@@ -12,6 +12,12 @@ from attnbench.kernels.portable.arithmetic import exponent_at, halves, scaled
 
 
 @triton.jit
+def of_head(start, b, h, stride_b, stride_h):
+    """Where a head's first row starts, beyond 2³¹ elements too."""
+    return start + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+
+
+@triton.jit
 def load_rows(start, rows, stride_row, stride_d, count, BLOCK_D: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
     """A tile (rows, BLOCK_D) from `start`; zeros past the last column, and past the last of `count` rows if MASKED."""
     columns = tl.arange(0, BLOCK_D)
@@ -57,7 +63,7 @@ def magnitudes_kernel(
     head = tl.program_id(1)
     b, h = head // H, head % H
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    start = x + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+    start = of_head(x, b, h, stride_b, stride_h)
     tile = load_rows(start, rows, stride_n, stride_d, N, BLOCK_D, D, True)
     largest = tl.max(tl.max(tl.abs(tile), 1), 0)
     tl.atomic_max(magnitudes + b * G + h // (H // G), largest.to(tl.int32, bitcast=True))
@@ -72,7 +78,7 @@ def halves_kernel(
     head = tl.program_id(1)
     b, h = head // H, head % H
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    start = x + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+    start = of_head(x, b, h, stride_b, stride_h)
     exponent = exponent_at(magnitudes, b * G + h // (H // G), PARTS)
     high, low = halves(scaled(load_rows(start, rows, stride_n, stride_d, N, BLOCK_D, D, True), exponent))
     result = parts + head.to(tl.int64) * N * D
