@@ -14,6 +14,9 @@ from attnbench.case import Case
 
 MiB = 1 << 20
 
+MUCH_BYTES = 32 << 20
+"""Where float16 halves take more, attnbench's own kernels make them for half of the heads at a time."""
+
 
 @dataclass(frozen=True)
 class MemoryModel:
@@ -22,7 +25,8 @@ class MemoryModel:
     `scores` are score matrices, of `score_bytes` an element (None: the case's own); `queries` are tensors of q's shape
     and `keys` of k's, of the case's dtype; `rows` are float32 vectors with an entry for each query, such as the
     log-sum-exp. A backward that sums dq up in a float32 copy has its head dimension rounded up to a multiple of
-    `accumulator` (0: there is none); `accumulates_float32` tells that float32 cases have one too.
+    `accumulator` (0: there is none); `accumulates_float32` tells that float32 cases have one too. `halves` tells that
+    float32 is multiplied as float16 halves, two for `ieee` and one for `tf32`, which are made of two operands at a time.
     """
 
     scores: tuple[float, float] = (0, 0)
@@ -32,6 +36,7 @@ class MemoryModel:
     score_bytes: int | None = None
     accumulator: int = 0
     accumulates_float32: bool = False
+    halves: bool = False
 
     def peak_bytes(self, case: Case, phase: int) -> int:
         """Peak of the forward (phase 0) or the backward (1), inputs included."""
@@ -42,7 +47,15 @@ class MemoryModel:
         accumulated = 0
         if phase == 1 and self.accumulator and (case.element_bytes == 2 or self.accumulates_float32):
             accumulated = 4 * query_rows * (-(-case.d_model // self.accumulator) * self.accumulator)
-        return int(scores + tensors * case.element_bytes + rows + accumulated)
+        halves = self._halves_bytes(case, phase) if self.halves and case.dtype == "float32" else 0
+        return int(scores + tensors * case.element_bytes + rows + accumulated + halves)
+
+    def _halves_bytes(self, case: Case, phase: int) -> float:
+        each = 2 * 2 * (2 if case.precision == "ieee" else 1)
+        most = max(case.query_elements, case.key_elements)
+        heads = case.batch if case.batch > 1 else case.kv_heads
+        share = -(-heads // 2) / heads if each * most > MUCH_BYTES else 1
+        return share * each * (most if phase else case.key_elements)
 
 
 MODELS: dict[str, MemoryModel] = {
@@ -54,6 +67,7 @@ MODELS: dict[str, MemoryModel] = {
     "sdpa-efficient": MemoryModel(accumulator=64, accumulates_float32=True),
     "sdpa-cudnn": MemoryModel(accumulator=1),
     "flex": MemoryModel(rows=(2, 2)),
+    "attnbench": MemoryModel(halves=True),
 }
 """By family, as PyTorch's CUDA kernels allocate."""
 
@@ -120,11 +134,11 @@ PACES = {
         score_rate=4e11,
         passes={"naive": 16, "eager": 6, "compile": 4, "sdpa-math": 8, "sdpa": 5, "sdpa-efficient": 8}
         | dict.fromkeys(("sdpa-flash", "sdpa-cudnn"), 0.7)
-        | {"flex": 20},
+        | {"flex": 20, "attnbench": 2},
         steps=20,
         once_s=float("inf"),
         fixed_s=0.6,
-        compile_s={"compile": 1.8, "flex": 3.0},
+        compile_s={"compile": 1.8, "flex": 3.0, "attnbench": 3.0},
     ),
 }
 

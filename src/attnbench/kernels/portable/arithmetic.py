@@ -8,9 +8,9 @@ float16 and bfloat16 have one way to be multiplied, `native`. For float32 there 
 - `fp16x3`: three products of two float16 halves, which together hold 22 bits of an operand; `fp16x1`: one product of the
   first halves, 11 bits like TensorFloat-32 at twice its rate.
 
-For the last two each operand is scaled by a power of two, so that the largest magnitude of its head lies in [2¹³, 2¹⁴).
-Then both halves of anything down to 2⁻¹⁷ of that largest keep all their bits, and below that the error stays under 2⁻³⁹ of
-the largest (one half: down to 2⁻²⁷, and 2⁻³⁸).
+For the last two each operand is scaled by a power of two, so that its largest magnitude lies in [2¹³, 2¹⁴): the largest of
+its head, or of the tile where one program alone uses it. Then both halves of anything down to 2⁻¹⁷ of that largest keep all
+their bits, and below that the error stays under 2⁻³⁹ of the largest (one half: down to 2⁻²⁷, and 2⁻³⁸).
 """
 
 from __future__ import annotations
@@ -46,14 +46,32 @@ def scaled(x, exponent):
 
 
 @triton.jit
-def exponent_at(magnitudes, head, PARTS: tl.constexpr):
-    """The exponent by which a head of an operand is scaled; 0 where nothing is.
+def largest_magnitude(tile):
+    """Of a tile, as the bits of a float32: those of positive ones are in the order of the floats."""
+    return tl.max(tl.max(tl.abs(tile), 1), 0).to(tl.int32, bitcast=True)
 
-    `magnitudes` holds the bits of the largest magnitude of each head.
-    """
+
+@triton.jit
+def exponent_for(magnitude):
+    """The exponent by which an operand of this largest magnitude, as bits, is scaled."""
+    return TOP + 127 - (magnitude >> 23 & 0xFF)
+
+
+@triton.jit
+def exponent_at(magnitudes, index, PARTS: tl.constexpr):
+    """The exponent by which an operand is scaled whose largest magnitude has been stored; 0 where nothing is scaled."""
     exponent = 0
     if PARTS > 0:
-        exponent = TOP + 127 - (tl.load(magnitudes + head) >> 23 & 0xFF)
+        exponent = exponent_for(tl.load(magnitudes + index))
+    return exponent
+
+
+@triton.jit
+def exponent_of(tile, PARTS: tl.constexpr):
+    """The exponent by which a tile is scaled that is nothing but itself; 0 where nothing is scaled."""
+    exponent = 0
+    if PARTS > 0:
+        exponent = exponent_for(largest_magnitude(tile))
     return exponent
 
 

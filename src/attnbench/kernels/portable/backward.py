@@ -10,7 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.portable.arithmetic import TOP, exponent_at, narrowed, product, row_products, scaled, split
+from attnbench.kernels.portable.arithmetic import (
+    TOP,
+    exponent_at,
+    exponent_of,
+    narrowed,
+    product,
+    row_products,
+    scaled,
+    split,
+)
 from attnbench.kernels.portable.forward import keys_seen, sees
 from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, store_rows
 
@@ -21,9 +30,9 @@ def _exponent_of_ds(do_exponent, v_exponent, LOG2_D: tl.constexpr):
     return do_exponent + v_exponent - TOP - 2 - LOG2_D
 
 
-@triton.jit
-def backward_dq_kernel(
-    q, k, v, out, do, logsumexp, delta, dq, q_magnitudes, k_magnitudes, v_magnitudes, do_magnitudes, k_to_low, v_to_low,
+@triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes"])
+def attnbench_dq(
+    q, k, v, out, do, logsumexp, delta, dq, kv_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
@@ -51,19 +60,18 @@ def backward_dq_kernel(
     row_delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     tl.store(delta + rows, row_delta, mask=queries < N)
 
-    q_exponent = exponent_at(q_magnitudes, kv_head, PARTS)
-    k_exponent = exponent_at(k_magnitudes, kv_head, PARTS)
-    v_exponent = exponent_at(v_magnitudes, kv_head, PARTS)
-    do_exponent = exponent_at(do_magnitudes, kv_head, PARTS)
+    q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
+    if NEGATED:
+        q_tile = -q_tile
+    q_exponent, do_exponent = exponent_of(q_tile, PARTS), exponent_of(do_tile, PARTS)
+    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
+    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
     dp_scale = 1.0
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
         ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
         dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent)
         row_delta = scaled(row_delta, ds_exponent)
-    q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
-    if NEGATED:
-        q_tile = -q_tile
     q_parts, do_parts = split(q_tile, q_exponent, PARTS), split(do_tile, do_exponent, PARTS)
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
     whole, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
@@ -72,11 +80,11 @@ def backward_dq_kernel(
     for MASKED in tl.static_range(2):
         for start in range(begin, end, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
-            k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
+            k_parts = load_parts(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
             p = tl.exp2(row_products(q_parts, k_parts, PRECISION) * score_scale - row_logsumexp[:, None])
             if MASKED:
                 p = tl.where(sees(queries[:, None], keys[None, :], M, offset, CAUSAL), p, 0.0)
-            v_parts = load_parts(v, v_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
+            v_parts = load_parts(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
             ds = p * (row_products(do_parts, v_parts, PRECISION) * dp_scale - row_delta[:, None])
             sums = product(narrowed(ds, k_parts[0].dtype, PARTS), k_parts, sums, PRECISION)
         begin, end = whole, seen
@@ -85,9 +93,9 @@ def backward_dq_kernel(
     store_rows(of_head(dq, b, h, stride_ob, stride_oh), queries, stride_on, N, sums * scale, BLOCK_D, D)
 
 
-@triton.jit
-def backward_dkdv_kernel(
-    q, k, v, do, logsumexp, delta, dk, dv, q_magnitudes, k_magnitudes, v_magnitudes, do_magnitudes, q_to_low, do_to_low,
+@triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
+def attnbench_dkdv(
+    q, k, v, do, logsumexp, delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
@@ -107,10 +115,10 @@ def backward_dkdv_kernel(
     offset = M - N
     keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
-    q_exponent = exponent_at(q_magnitudes, kv_head, PARTS)
-    k_exponent = exponent_at(k_magnitudes, kv_head, PARTS)
-    v_exponent = exponent_at(v_magnitudes, kv_head, PARTS)
-    do_exponent = exponent_at(do_magnitudes, kv_head, PARTS)
+    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
+    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
+    q_exponent = exponent_at(q_do_magnitudes, 2 * kv_head, PARTS)
+    do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, PARTS)
     k_tile = load_rows(k, keys, stride_km, stride_kd, M, BLOCK_D, D, True)
     if NEGATED:
         k_tile = -k_tile
@@ -138,7 +146,7 @@ def backward_dkdv_kernel(
         for MASKED in tl.static_range(1, -1, -1):  # everything transposed: keys are rows
             for start in range(begin, end, BLOCK_M):
                 queries = start + tl.arange(0, BLOCK_M)
-                q_parts = load_parts(head_q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
+                q_parts = load_parts(head_q, to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
                 # Past the last query the logsumexp is infinite and all weights are zero.
                 row_logsumexp = tl.load(logsumexp + rows + queries, mask=queries < N, other=float("inf"))
                 if PARTS > 0:
@@ -146,7 +154,7 @@ def backward_dkdv_kernel(
                 p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
                 if MASKED:
                     p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
-                do_parts = load_parts(head_do, do_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
+                do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
                 dv_sums = product(narrowed(p, q_parts[0].dtype, PARTS), do_parts, dv_sums, PRECISION)
                 row_delta = tl.load(delta + rows + queries, mask=queries < N, other=0.0)
                 if PARTS > 0:

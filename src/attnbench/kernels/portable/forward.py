@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.portable.arithmetic import TOP, exponent_at, narrowed, product, row_products, scaled, split
+from attnbench.kernels.portable.arithmetic import (
+    TOP,
+    exponent_at,
+    exponent_of,
+    narrowed,
+    product,
+    row_products,
+    scaled,
+    split,
+)
 from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, store_rows
 
 
@@ -32,9 +41,9 @@ def keys_seen(first_query, last_query, M, offset, BLOCK_N: tl.constexpr, CAUSAL:
     return by_all // BLOCK_N * BLOCK_N, by_any
 
 
-@triton.jit
-def forward_kernel(
-    q, k, v, out, logsumexp, q_magnitudes, k_magnitudes, v_magnitudes, k_to_low, v_to_low,
+@triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes"])
+def attnbench_forward(
+    q, k, v, out, logsumexp, kv_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
@@ -57,14 +66,14 @@ def forward_kernel(
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     q = of_head(q, b, h, stride_qb, stride_qh)
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
-    q_exponent = exponent_at(q_magnitudes, kv_head, PARTS)
-    k_exponent = exponent_at(k_magnitudes, kv_head, PARTS)
-    v_exponent = exponent_at(v_magnitudes, kv_head, PARTS)
-    if PARTS > 0:
-        score_scale = scaled(score_scale, -q_exponent - k_exponent)
     q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
     if NEGATED:
         q_tile = -q_tile
+    q_exponent = exponent_of(q_tile, PARTS)
+    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
+    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
+    if PARTS > 0:
+        score_scale = scaled(score_scale, -q_exponent - k_exponent)
     q_parts = split(q_tile, q_exponent, PARTS)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
@@ -75,7 +84,7 @@ def forward_kernel(
     for MASKED in tl.static_range(2):
         for start in range(begin, end, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
-            k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
+            k_parts = load_parts(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
             scores = row_products(q_parts, k_parts, PRECISION)
             factor = score_scale  # positive, or so small that it is zero
             if MASKED:
@@ -92,7 +101,7 @@ def forward_kernel(
             p = tl.exp2(scores * factor - base[:, None])
             weight = weight * shrink + tl.sum(p, 1)
             acc = acc * shrink[:, None]
-            v_parts = load_parts(v, v_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
+            v_parts = load_parts(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
             acc = product(narrowed(p, v_parts[0].dtype, PARTS), v_parts, acc, PRECISION)
             peak = new_peak
         begin, end = whole, seen

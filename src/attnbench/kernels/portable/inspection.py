@@ -20,15 +20,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
-from attnbench.kernels.portable.backward import backward_dkdv_kernel, backward_dq_kernel
-from attnbench.kernels.portable.forward import forward_kernel
+from attnbench.kernels.portable.backward import attnbench_dkdv, attnbench_dq
+from attnbench.kernels.portable.forward import attnbench_forward
 from attnbench.kernels.portable.tiles import HOPPER, WIDTHS, Tile
 
-KERNELS = {"forward": forward_kernel, "dq": backward_dq_kernel, "dkdv": backward_dkdv_kernel}
+KERNELS = {"forward": attnbench_forward, "dq": attnbench_dq, "dkdv": attnbench_dkdv}
 
 OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv"}
 FLOATS = {"score_scale", "scale"}
-STREAMED = {"forward_kernel": {"k", "v"}, "backward_dq_kernel": {"k", "v"}, "backward_dkdv_kernel": {"q", "do"}}
+UNKNOWN = {"H", "G", "kv_magnitudes", "q_do_magnitudes"}
+"""Arguments of which the compiler is never told whether 16 divides them."""
+STREAMED = {"attnbench_forward": {"k", "v"}, "attnbench_dq": {"k", "v"}, "attnbench_dkdv": {"q", "do"}}
 """Operands that a kernel reads as float16 halves, where its precision makes such."""
 
 
@@ -95,7 +97,7 @@ def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource
             signature[name] = "*fp32"
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
-        if name not in (*fixed, *FLOATS, "H", "G"):
+        if name not in (*fixed, *FLOATS, *UNKNOWN):
             attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, fixed, attributes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,26 +15,31 @@ from attnbench.kernels.portable import operands
 from attnbench.kernels.portable.arithmetic import HALVES
 from attnbench.kernels.portable.tiles import Tile, tile
 
-forward_kernel: Any = forwards.forward_kernel
-backward_dq_kernel: Any = backwards.backward_dq_kernel
-backward_dkdv_kernel: Any = backwards.backward_dkdv_kernel
-magnitudes_kernel: Any = operands.magnitudes_kernel
-halves_kernel: Any = operands.halves_kernel
+attnbench_forward: Any = forwards.attnbench_forward
+attnbench_dq: Any = backwards.attnbench_dq
+attnbench_dkdv: Any = backwards.attnbench_dkdv
+attnbench_magnitudes: Any = operands.attnbench_magnitudes
+attnbench_halves: Any = operands.attnbench_halves
 
 LOG2_E = math.log2(math.e)
 
 ELEMENTS = 8192
 """Of an operand, in a program that looks at each once."""
 
+MUCH_BYTES = 32 << 20
+"""Halves that take more are made for half of the heads at a time, which still fills a GPU: there are many rows then."""
+
+Index = tuple[slice, slice]
+"""Some of the batch, and of the heads."""
+
 
 def forward_results(q: Tensor, k: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors for the output (as q), the logsumexp (B, H, N) and the magnitudes of q, k and v (3, B, G)."""
+    """Empty tensors for the output (as q), the logsumexp (B, H, N) and the magnitudes of k and v (B, G, 2)."""
     batch, heads, seq_len, _ = q.shape
-    operands = 3 if precision in HALVES else 0
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         q.new_empty((batch, heads, seq_len), dtype=torch.float32),
-        q.new_empty((operands, batch, k.shape[1]), dtype=torch.int32),
+        q.new_empty((batch, k.shape[1], 2 if precision in HALVES else 0), dtype=torch.int32),
     )
 
 
@@ -48,22 +52,12 @@ def backward_results(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, T
 def forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the magnitudes by which operands are scaled, as bits."""
+    """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the largest magnitudes of k and v, as bits."""
     out, logsumexp, magnitudes = forward_results(q, k, precision)
-    batch, heads, seq_len, head_dim = q.shape
-    if precision in HALVES:
-        magnitudes.zero_()
-        for into, x in zip(magnitudes, (q, k, v), strict=True):
-            _magnitudes(x, into)
-    of_q, of_k, of_v = _each(magnitudes, 3)
-    (k, k_to_low), (v, v_to_low) = (_streamed(x, own, precision) for x, own in ((k, of_k), (v, of_v)))
-    chosen = tile("forward", head_dim, precision, q.device)
-    forward_kernel[(triton.cdiv(seq_len, chosen.queries), batch * heads)](
-        q, k, v, out, logsumexp, of_q, of_k, of_v, k_to_low, v_to_low,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
-        heads, k.shape[1], seq_len, k.shape[2], abs(scale) * LOG2_E,
-        **_constants(head_dim, precision, causal, scale, chosen),
-    )  # fmt: skip
+    for of_q, of_k in _shares(q, k, precision):
+        _forward(
+            q[of_q], k[of_k], v[of_k], out[of_q], logsumexp[of_q], magnitudes[of_k], causal, scale, precision
+        )  # fmt: skip
     return out, logsumexp, magnitudes
 
 
@@ -73,71 +67,120 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv, each of its tensor's shape, contiguous."""
     dq, dk, dv = backward_results(q, k, v)
+    for of_q, of_k in _shares(q, k, precision):
+        _backward(
+            q[of_q], k[of_k], v[of_k], out[of_q], d_out[of_q], logsumexp[of_q], magnitudes[of_k],
+            dq[of_q], dk[of_k], dv[of_k], causal, scale, precision,
+        )  # fmt: skip
+    return dq, dk, dv
+
+
+def _shares(q: Tensor, k: Tensor, precision: str) -> list[tuple[Index, Index]]:
+    """The heads that are worked on at a time, of queries and of keys: all, unless their halves take much memory."""
+    everything = slice(None)
+    batch, kv_heads = k.shape[:2]
+    halves_bytes = 2 * 2 * HALVES.get(precision, 0) * max(q.numel(), k.numel())
+    if halves_bytes <= MUCH_BYTES or batch * kv_heads == 1:
+        return [((everything, everything), (everything, everything))]
+    if batch > 1:
+        return [((some, everything), (some, everything)) for some in _both_halves(batch)]
+    shared = q.shape[1] // kv_heads
+    return [
+        ((everything, slice(some.start * shared, some.stop * shared)), (everything, some))
+        for some in _both_halves(kv_heads)
+    ]
+
+
+def _both_halves(count: int) -> tuple[slice, slice]:
+    return slice(0, count // 2), slice(count // 2, count)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
+    causal: bool, scale: float, precision: str,
+) -> None:  # fmt: skip
+    batch, heads, seq_len, head_dim = q.shape
+    k, v, to_low = _streamed(k, v, _of_tiles(k, v, precision), magnitudes, precision)
+    chosen = tile("forward", head_dim, precision, q.device)
+    attnbench_forward[(triton.cdiv(seq_len, chosen.queries), batch * heads)](
+        q, k, v, out, logsumexp, magnitudes, to_low,
+        *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
+        heads, k.shape[1], seq_len, k.shape[2], abs(scale) * LOG2_E,
+        **_constants(head_dim, precision, causal, scale, chosen),
+    )  # fmt: skip
+
+
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, logsumexp: Tensor, kv_magnitudes: Tensor,
+    dq: Tensor, dk: Tensor, dv: Tensor, causal: bool, scale: float, precision: str,
+) -> None:  # fmt: skip
     batch, heads, seq_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1], k.shape[2]
     delta = torch.empty_like(logsumexp)
-    if precision in HALVES:
-        of_do = magnitudes.new_zeros((batch, kv_heads))
-        _magnitudes(d_out, of_do)
-        known = [*magnitudes, of_do]
-    else:
-        known = _each(magnitudes, 4)
-    of_q, of_k, of_v, of_do = known
     sizes = (heads, kv_heads, seq_len, kv_len, abs(scale) * LOG2_E, scale)
     bound = {"LOG2_D": (head_dim - 1).bit_length()}
 
     chosen = tile("dq", head_dim, precision, q.device)
-    (k_parts, k_to_low), (v_parts, v_to_low) = (_streamed(x, own, precision) for x, own in ((k, of_k), (v, of_v)))
-    backward_dq_kernel[(triton.cdiv(seq_len, chosen.queries), batch * heads)](
-        q, k_parts, v_parts, out, d_out, logsumexp, delta, dq, *known, k_to_low, v_to_low,
+    known = kv_magnitudes[:, :, None]
+    k_parts, v_parts, to_low = _streamed(k, v, known, torch.empty_like(kv_magnitudes), precision)
+    attnbench_dq[(triton.cdiv(seq_len, chosen.queries), batch * heads)](
+        q, k_parts, v_parts, out, d_out, logsumexp, delta, dq, kv_magnitudes, to_low,
         *q.stride(), *k_parts.stride(), *v_parts.stride(), *out.stride()[:3], *d_out.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
     )  # fmt: skip
     del k_parts, v_parts
 
     chosen = tile("dkdv", head_dim, precision, q.device)
-    (q_parts, q_to_low), (do_parts, do_to_low) = (
-        _streamed(x, own, precision) for x, own in ((q, of_q), (d_out, of_do))
-    )
-    backward_dkdv_kernel[(triton.cdiv(kv_len, chosen.keys), batch * kv_heads)](
-        q_parts, k, v, do_parts, logsumexp, delta, dk, dv, *known, q_to_low, do_to_low,
+    q_do_magnitudes = torch.empty_like(kv_magnitudes)
+    q_parts, do_parts, to_low = _streamed(q, d_out, _of_tiles(q, d_out, precision), q_do_magnitudes, precision)
+    attnbench_dkdv[(triton.cdiv(kv_len, chosen.keys), batch * kv_heads)](
+        q_parts, k, v, do_parts, logsumexp, delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
         *q_parts.stride(), *k.stride(), *v.stride(), *dk.stride()[:3], *do_parts.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
     )  # fmt: skip
-    return dq, dk, dv
 
 
 # --- operands ---------------------------------------------------------------------------------------------------------
 
 
-def _magnitudes(x: Tensor, into: Tensor) -> None:
-    """Raises the magnitudes `into` (B, G), as bits, to the largest in x (B, H, N, D) of the heads that share a key head."""
-    batch, heads, rows, head_dim = x.shape
-    block_d = _block_d(head_dim)
-    block = ELEMENTS // block_d
-    magnitudes_kernel[(triton.cdiv(rows, block), batch * heads)](
-        x, into, *x.stride(), heads, into.shape[1], rows, D=head_dim, BLOCK=block, BLOCK_D=block_d
-    )
-
-
-def _streamed(x: Tensor, magnitudes: Tensor, precision: str) -> tuple[Tensor, int]:
-    """What a kernel streams over for x (B, H, N, D): x itself, or its first halves and how far behind the second lie."""
+def _of_tiles(x: Tensor, y: Tensor, precision: str) -> Tensor | None:
+    """The largest magnitudes of tiles of x and y (B, H, N, D), as bits: (B, H, tiles, 2); None where none is scaled."""
     if precision not in HALVES:
-        return x, 0
+        return None
     batch, heads, rows, head_dim = x.shape
-    parts = x.new_empty((HALVES[precision], *x.shape), dtype=torch.float16)
-    block_d = _block_d(head_dim)
-    block = ELEMENTS // block_d
-    halves_kernel[(triton.cdiv(rows, block), batch * heads)](
-        x, parts, magnitudes, parts.stride(0), *x.stride(), heads, magnitudes.shape[1], rows,
-        D=head_dim, BLOCK=block, BLOCK_D=block_d, PARTS=len(parts),
+    block = _rows_of_a_program(head_dim)
+    tiles = -(-rows // block)
+    found = x.new_empty((batch, heads, tiles, 2), dtype=torch.int32)
+    attnbench_magnitudes[(tiles, batch * heads, 2)](
+        x, y, found, *x.stride(), *y.stride(), heads, rows, D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim)
+    )
+    return found
+
+
+def _streamed(
+    x: Tensor, y: Tensor, of_tiles: Tensor | None, magnitudes: Tensor, precision: str
+) -> tuple[Tensor, Tensor, int]:
+    """What a kernel streams over for x and y (B, H, N, D): themselves, or first halves and how far behind the second lie.
+
+    `magnitudes` (B, G, 2) become the largest of `of_tiles`.
+    """
+    if of_tiles is None or precision not in HALVES:
+        return x, y, 0
+    batch, heads, rows, head_dim = x.shape
+    kv_heads = magnitudes.shape[1]
+    x_parts, y_parts = (x.new_empty((HALVES[precision], *x.shape), dtype=torch.float16) for _ in range(2))
+    to_low = x_parts.stride(0)
+    block = _rows_of_a_program(head_dim)
+    tiles = of_tiles.shape[1] * of_tiles.shape[2] // kv_heads
+    attnbench_halves[(triton.cdiv(rows, block), batch * heads, 2)](
+        x, y, x_parts, y_parts, of_tiles, magnitudes, to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles,
+        D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim), PARTS=HALVES[precision], AT_ONCE=256,
     )  # fmt: skip
-    return parts[0], parts.stride(0)
+    return x_parts[0], y_parts[0], to_low
 
 
-def _each(magnitudes: Tensor, count: int) -> Sequence[Tensor]:
-    """One tensor for each operand; where nothing is scaled, the empty one, which no kernel reads."""
-    return list(magnitudes) if len(magnitudes) else [magnitudes] * count
+def _rows_of_a_program(head_dim: int) -> int:
+    return ELEMENTS // _block_d(head_dim)
 
 
 def _block_d(head_dim: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.portable.arithmetic import exponent_at, halves, scaled
+from attnbench.kernels.portable.arithmetic import exponent_for, halves, largest_magnitude, scaled
 
 
 @triton.jit
@@ -51,37 +51,80 @@ def store_rows(start, rows, stride_row, count, tile, BLOCK_D: tl.constexpr, D: t
     tl.store(pointers, tile.to(start.dtype.element_ty), mask=(rows[:, None] < count) & (columns[None, :] < D))
 
 
-@triton.jit
-def magnitudes_kernel(
-    x, magnitudes, stride_b, stride_h, stride_n, stride_d, H, G, N, D: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The largest magnitude in x (B, H, N, D) of the heads that share a key head, into magnitudes (B, G), as bits.
+# --- before a kernel streams over two operands of one shape -----------------------------------------------------------
 
-    Bits of positive floats are in the order of the floats. Grid: (tiles of rows, B·H).
+
+@triton.jit
+def _own_rows(
+    x, stride_b, stride_h, stride_n, stride_d, H, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The tile of x (B, H, N, D) that is this program's."""
+    head = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    start = of_head(x, head // H, head % H, stride_b, stride_h)
+    return load_rows(start, rows, stride_n, stride_d, N, BLOCK_D, D, True)
+
+
+@triton.jit(do_not_specialize=["H"])
+def attnbench_magnitudes(
+    x, y, magnitudes,
+    stride_xb, stride_xh, stride_xn, stride_xd,
+    stride_yb, stride_yh, stride_yn, stride_yd,
+    H, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The largest magnitude of every tile of x and y (B, H, N, D), into magnitudes (B, H, tiles, 2).
+
+    Grid: (tiles of rows, B·H, 2), the last for x and y.
     """
-    head = tl.program_id(1)
-    b, h = head // H, head % H
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    start = of_head(x, b, h, stride_b, stride_h)
-    tile = load_rows(start, rows, stride_n, stride_d, N, BLOCK_D, D, True)
-    largest = tl.max(tl.max(tl.abs(tile), 1), 0)
-    tl.atomic_max(magnitudes + b * G + h // (H // G), largest.to(tl.int32, bitcast=True))
+    into = magnitudes + 2 * (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
+    if tl.program_id(2) == 0:
+        tile = _own_rows(x, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
+        tl.store(into, largest_magnitude(tile))
+    else:
+        tile = _own_rows(y, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
+        tl.store(into + 1, largest_magnitude(tile))
 
 
 @triton.jit
-def halves_kernel(
-    x, parts, magnitudes, to_low, stride_b, stride_h, stride_n, stride_d, H, G, N, D: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """x (B, H, N, D), scaled, as parts (PARTS, B, H, N, D) in float16. Grid: (tiles of rows, B·H)."""
-    head = tl.program_id(1)
-    b, h = head // H, head % H
+def _store_halves(
+    tile, parts, to_low, exponent, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr
+):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    start = of_head(x, b, h, stride_b, stride_h)
-    exponent = exponent_at(magnitudes, b * G + h // (H // G), PARTS)
-    high, low = halves(scaled(load_rows(start, rows, stride_n, stride_d, N, BLOCK_D, D, True), exponent))
-    result = parts + head.to(tl.int64) * N * D
-    store_rows(result, rows, D, N, high, BLOCK_D, D)
+    start = parts + tl.program_id(1).to(tl.int64) * N * D
+    high, low = halves(scaled(tile, exponent))
+    store_rows(start, rows, D, N, high, BLOCK_D, D)
     if PARTS == 2:
-        store_rows(result + to_low, rows, D, N, low, BLOCK_D, D)
+        store_rows(start + to_low, rows, D, N, low, BLOCK_D, D)
+
+
+@triton.jit(do_not_specialize=["H", "G", "tiles"], do_not_specialize_on_alignment=["of_tiles", "magnitudes"])
+def attnbench_halves(
+    x, y, x_parts, y_parts, of_tiles, magnitudes, to_low,
+    stride_xb, stride_xh, stride_xn, stride_xd,
+    stride_yb, stride_yh, stride_yn, stride_yd,
+    H, G, N, tiles,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """x and y (B, H, N, D), scaled, as parts (PARTS, B, H, N, D) in float16, and their largest magnitudes (B, G, 2).
+
+    A head is scaled by the largest of `of_tiles` (B, G, tiles, 2), over all query heads that share its key head.
+    Grid: (tiles of rows, B·H, 2), the last for x and y.
+    """
+    head, which = tl.program_id(1), tl.program_id(2)
+    kv_head = head // H * G + head % H // (H // G)
+    largest = tl.zeros((AT_ONCE,), tl.int32)
+    for start in range(0, tiles, AT_ONCE):
+        one = start + tl.arange(0, AT_ONCE)
+        largest = tl.maximum(
+            largest, tl.load(of_tiles + 2 * (kv_head * tiles + one) + which, mask=one < tiles, other=0)
+        )
+    magnitude = tl.max(largest, 0)
+    if tl.program_id(0) == 0:  # the query heads that share a key head store the same
+        tl.store(magnitudes + 2 * kv_head + which, magnitude)
+    exponent = exponent_for(magnitude)
+    if which == 0:
+        tile = _own_rows(x, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
+        _store_halves(tile, x_parts, to_low, exponent, N, D, BLOCK, BLOCK_D, PARTS)
+    else:
+        tile = _own_rows(y, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
+        _store_halves(tile, y_parts, to_low, exponent, N, D, BLOCK, BLOCK_D, PARTS)

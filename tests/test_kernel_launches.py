@@ -1,0 +1,133 @@
+"""What a call of attnbench's own attention launches and allocates, with no kernel run: shapes may be as large as on a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import test_kernels
+from attnbench import forecast
+from attnbench.case import Case
+from conftest import small
+from test_kernels import INTERPRET, errors, operands
+
+with mock.patch.dict(os.environ, INTERPRET):
+    from attnbench.kernels.portable import launch
+
+pytestmark = test_kernels.pytestmark
+
+KERNELS = ("magnitudes", "halves", "forward", "dq", "dkdv")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels launched so far, none of which does anything."""
+    names: list[str] = []
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **constants: names.append(self.name)
+
+    for name in KERNELS:
+        monkeypatch.setattr(launch, f"attnbench_{name}", Kernel(name))
+    return names
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the storages that were made here and are alive, at the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[StorageWeakRef, int] = {}
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if "empty" in func.name() and isinstance(result, Tensor):
+            storage = result.untyped_storage()
+            self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
+            self.alive[StorageWeakRef(storage)] = storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, sum(self.alive.values()))
+        return result
+
+
+PRECISION = {("float32", "ieee"): "fp16x3", ("float32", "tf32"): "fp16x1", ("bfloat16", "ieee"): "native"}
+
+
+def step(case: Case) -> tuple[int, int]:
+    """Peak bytes of a forward and of it with its backward, of inputs that nothing is ever written to."""
+    precision, dtype = PRECISION[case.dtype, case.precision], getattr(torch, case.dtype)
+    q, d_out = (torch.empty(case.batch, case.heads, case.seq_len, case.d_model, dtype=dtype) for _ in range(2))
+    k, v = (torch.empty(case.batch, case.kv_heads, case.kv_len, case.d_model, dtype=dtype) for _ in range(2))
+    inputs_bytes = sum(x.nbytes for x in (q, k, v, d_out))
+    with torch.no_grad(), Allocations() as made:
+        kept = launch.forward(q, k, v, case.causal, 0.125, precision)
+        forward_bytes = inputs_bytes + made.peak_bytes
+        out, logsumexp, magnitudes = kept
+        launch.backward(q, k, v, out, d_out, logsumexp, magnitudes, case.causal, 0.125, precision)
+    return forward_bytes, inputs_bytes + made.peak_bytes
+
+
+def test_a_float32_step_is_three_launches_and_five_and_a_16_bit_one_is_one_and_two(launched: list[str]) -> None:
+    step(small())
+    assert launched == ["magnitudes", "halves", "forward", "halves", "dq", "magnitudes", "halves", "dkdv"]
+    launched.clear()
+    step(small(dtype="bfloat16"))
+    assert launched == ["forward", "dq", "dkdv"]
+
+
+LARGE: dict[str, Any] = {"batch": 8, "heads": 1, "kv_heads": 1, "seq_len": 16384, "kv_len": 16384}
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("d_model", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "peer"),
+    [("bfloat16", "ieee", "sdpa-flash"), ("float32", "ieee", "sdpa-efficient"), ("float32", "tf32", "sdpa-efficient")],
+)
+def test_a_large_step_holds_no_more_than_the_peer_and_a_twentieth(
+    dtype: str, precision: str, peer: str, d_model: int
+) -> None:
+    case = Case(**LARGE, d_model=d_model, dtype=dtype, precision=precision)
+    theirs = forecast.memory_bytes(case, peer)
+    assert theirs
+    assert max(step(case)) <= 1.05 * max(theirs[0], theirs[1] or 0)
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        LARGE,
+        LARGE | {"batch": 3},
+        LARGE | {"batch": 1, "heads": 8, "kv_heads": 4},
+        LARGE | {"batch": 1},
+        {"kv_len": 512, "seq_len": 256},
+    ],
+    ids=["large", "three", "grouped", "one head", "small"],
+)
+def test_the_forecast_of_memory_is_what_is_allocated(sizes: dict[str, Any], precision: str) -> None:
+    case = small(**{"d_model": 64, "precision": precision} | sizes)
+    assert step(case) == pytest.approx(forecast.memory_bytes(case, "attnbench"), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"batch": 3}, {"heads": 6, "kv_heads": 3}, {"batch": 2, "heads": 2}], ids=["batch", "heads", "both"]
+)
+def test_heads_worked_on_in_turns_come_out_right(sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in INTERPRET.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "MUCH_BYTES", 0)
+    assert max(errors(operands(**sizes), causal=True, precision="fp16x3")) < 2e-6
