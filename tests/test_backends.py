@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import pytest
 import torch
 
-from attnbench import backends
+from attnbench import __version__, backends
 from attnbench.backends import Ask
 from attnbench.errors import RequestError
 from attnbench.grid import Grid
@@ -90,9 +92,15 @@ def test_the_registry_and_the_modules_agree() -> None:
         backend = backends.load(name)
         assert backend.name == name
         assert backend.about
-        if backend.package is None:
+        if backend.package is None and name != "attnbench":
             assert backend.version() == f"torch {torch.__version__}"
         assert bool(backends.BUILTIN[name].package) == bool(backend.package)
+
+
+def test_attnbenchs_own_has_the_versions_of_its_code_and_its_compiler() -> None:
+    found = re.fullmatch(r"attnbench (\S+), triton (\S+)", backends.load("attnbench").version())
+    assert found
+    assert found.groups() == (__version__, metadata.version("triton"))
 
 
 def test_eager_holds_its_scores_in_three_dimensions() -> None:

@@ -189,10 +189,11 @@ def test_a_table_of_cases_has_a_column_for_each() -> None:
     ]
 
 
-def test_what_compiles_for_minutes_runs_only_when_named() -> None:
-    assert "compile-max-autotune" not in expand_backends(())
-    assert "compile-max-autotune" not in expand_backends(("all",))
-    assert expand_backends(("compile-max-autotune",)) == ("compile-max-autotune",)
+@pytest.mark.parametrize("name", ["compile-max-autotune", "attnbench"])
+def test_what_compiles_for_minutes_or_is_not_measured_runs_only_when_named(name: str) -> None:
+    assert name not in expand_backends(())
+    assert name not in expand_backends(("all",))
+    assert expand_backends((name,)) == (name,)
     assert "compile" in expand_backends(())
 
 

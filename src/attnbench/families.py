@@ -46,7 +46,7 @@ _ATOMICS = Determinism(False, False, "its backward adds up dq by atomics, in any
 _SWITCHED = Determinism(True, False, "it asks its package for a deterministic backward")
 _TENSORS = Determinism(True, False, "matrix products, softmax and sums, all of them in a fixed order")
 
-_FLEX = Determinism(True, False, "each block of dq, dk and dv is written by one program, without atomics")
+_ONE_PROGRAM = Determinism(True, False, "each block of dq, dk and dv is written by one program, without atomics")
 
 DETERMINISM: dict[str, Determinism] = {
     "naive": _TENSORS,
@@ -64,8 +64,9 @@ DETERMINISM: dict[str, Determinism] = {
         False,
         "cuDNN's backward is not deterministic; PyTorch takes no cuDNN attention when asked for one that is",
     ),
-    "flex": _FLEX,
-    "flex-causal-score": _FLEX,
+    "flex": _ONE_PROGRAM,
+    "flex-causal-score": _ONE_PROGRAM,
+    "attnbench": _ONE_PROGRAM,
     "flash-attn-2": _ATOMICS,
     "flash-attn-2-deterministic": _SWITCHED,
     "flash-attn-3": _ATOMICS,

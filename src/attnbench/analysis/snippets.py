@@ -62,6 +62,11 @@ from MODULE import flash_attn_func
 out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal={causal}SWITCH)TAIL
 out = out.transpose(1, 2)
 """
+_OWN = """\
+from attnbench.kernels import attention
+
+out = attention(q, k, v, causal={causal})
+"""
 _JAX = """\
 import jax
 {jax_precision}
@@ -94,6 +99,7 @@ SNIPPETS: dict[str, str] = {
     "sdpa-cudnn": _PINNED.replace("KERNEL", "CUDNN_ATTENTION"),
     "flex": _FLEX,
     "flex-causal-score": _FLEX_SCORE,
+    "attnbench": _OWN,
     "flash-attn-2": _FA2[False],
     "flash-attn-2-deterministic": _FA2[True],
     "flash-attn-3": _FA3[False],

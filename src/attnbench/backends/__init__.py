@@ -33,7 +33,7 @@ class Entry:
 
     `module` is a module of this package, whose `BACKENDS` holds it. `package` is the entry of `PACKAGES` that it needs;
     such a backend is measured in a process that it shares with those of the same package alone. One that is `when_named`
-    compiles for minutes, and runs only where it is asked for by name.
+    runs only where it is asked for by name: it compiles for minutes, or its speed is not known yet.
     """
 
     module: str
@@ -53,6 +53,7 @@ BUILTIN: dict[str, Entry] = {
     "sdpa-cudnn": Entry("sdpa"),
     "flex": Entry("flex"),
     "flex-causal-score": Entry("flex"),
+    "attnbench": Entry("own", when_named=True),
     "flash-attn-2": Entry("flash_attn", "flash_attn"),
     "flash-attn-2-deterministic": Entry("flash_attn", "flash_attn"),
     "flash-attn-3": Entry("flash_attn", "flash_attn_3"),
