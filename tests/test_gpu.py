@@ -330,7 +330,9 @@ def test_a_slow_down_of_three_percent_is_seen_and_none_is_seen_where_there_is_no
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["naive", "eager", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"])
+@pytest.mark.parametrize(
+    "name", ["naive", "eager", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "attnbench"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("d_model", [16, 128])
 @pytest.mark.parametrize("causal", [False, True])

@@ -55,7 +55,8 @@ def in_float64(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -
     shared = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(shared, 1).mT * scale
     n, m = scores.shape[-2:]
-    seen = torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else torch.ones(n, m, dtype=torch.bool)
+    seen = torch.ones(n, m, dtype=torch.bool, device=q.device)
+    seen = seen.tril(m - n) if causal else seen
     weights = scores.masked_fill(~seen, -math.inf).softmax(-1).masked_fill(~seen, 0.0)
     return weights @ v.repeat_interleave(shared, 1)
 
@@ -171,6 +172,11 @@ def test_the_causal_mask_is_aligned_to_the_bottom_right() -> None:
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
 def test_scales_of_any_sign(scale: float, precision: str) -> None:
     assert max(errors(operands(), scale=scale, precision=precision)) < ERROR[precision]
+
+
+@pytest.mark.parametrize("dtype", list(ERROR_16_BIT))
+def test_a_negative_scale_in_16_bits(dtype: torch.dtype) -> None:
+    assert max(errors(operands(dtype=dtype), scale=-0.3)) < ERROR_16_BIT[dtype]
 
 
 @pytest.mark.parametrize("gain", [1e-36, 1e-20, 1e4, 1e15])

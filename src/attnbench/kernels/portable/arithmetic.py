@@ -83,6 +83,12 @@ def halves(x):
 
 
 @triton.jit
+def negated(x):
+    """−x by way of float32: the interpreter would negate the bits of bfloat16."""
+    return (-x.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
 def split(x, exponent, PARTS: tl.constexpr):
     """A tile just loaded as an operand of `product`, which wants two parts; of what has one, both are that."""
     if PARTS > 0:

@@ -15,6 +15,7 @@ from attnbench.kernels.portable.arithmetic import (
     exponent_at,
     exponent_of,
     narrowed,
+    negated,
     product,
     row_products,
     scaled,
@@ -62,7 +63,7 @@ def attnbench_dq(
 
     q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
     if NEGATED:
-        q_tile = -q_tile
+        q_tile = negated(q_tile)
     q_exponent, do_exponent = exponent_of(q_tile, PARTS), exponent_of(do_tile, PARTS)
     k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
     v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
@@ -121,7 +122,7 @@ def attnbench_dkdv(
     do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, PARTS)
     k_tile = load_rows(k, keys, stride_km, stride_kd, M, BLOCK_D, D, True)
     if NEGATED:
-        k_tile = -k_tile
+        k_tile = negated(k_tile)
     v_tile = load_rows(v, keys, stride_vm, stride_vd, M, BLOCK_D, D, True)
     k_parts, v_parts = split(k_tile, k_exponent, PARTS), split(v_tile, v_exponent, PARTS)
     dk_sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)

@@ -14,6 +14,7 @@ from attnbench.kernels.portable.arithmetic import (
     exponent_at,
     exponent_of,
     narrowed,
+    negated,
     product,
     row_products,
     scaled,
@@ -68,7 +69,7 @@ def attnbench_forward(
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
     q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
     if NEGATED:
-        q_tile = -q_tile
+        q_tile = negated(q_tile)
     q_exponent = exponent_of(q_tile, PARTS)
     k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
     v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
