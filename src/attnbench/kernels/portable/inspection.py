@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import triton
@@ -22,21 +22,23 @@ from triton.compiler import ASTSource
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
 from attnbench.kernels.portable.backward import attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
-from attnbench.kernels.portable.tiles import HOPPER, WIDTHS, Tile
+from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile
 
 KERNELS = {"forward": attnbench_forward, "dq": attnbench_dq, "dkdv": attnbench_dkdv}
 
 OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv"}
 FLOATS = {"score_scale", "scale"}
-UNKNOWN = {"H", "G", "kv_magnitudes", "q_do_magnitudes"}
-"""Arguments of which the compiler is never told whether 16 divides them."""
+UNSPECIALIZED = {"H", "G"}
+UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "PRECISION"}
+"""Arguments of which the compiler is never told whether 16 divides them; a launch has an empty list for those of the second
+kind. With that the compiled kernel is the one that a launch finds in Triton's cache."""
 STREAMED = {"attnbench_forward": {"k", "v"}, "attnbench_dq": {"k", "v"}, "attnbench_dkdv": {"q", "do"}}
 """Operands that a kernel reads as float16 halves, where its precision makes such."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Per thread: registers, and bytes spilled to local memory; per program: bytes of shared memory."""
+    """Per thread: registers, and bytes of local memory that more would spill to; per program: bytes of shared memory."""
 
     registers: int
     spilled_bytes: int
@@ -66,16 +68,16 @@ def resources(
     compiled = triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
     )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
-        file.write_text(compiled.asm["ptx"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
         told = subprocess.run(
-            [knobs.nvidia.ptxas.path, "-v", f"-arch=sm_{capability}{'a' * (capability >= 90)}", file, "-o", file.with_suffix(".cubin")],
-            capture_output=True, text=True, check=True,
-        ).stderr  # fmt: skip
-    registers = int(_found(r"Used (\d+) registers", told))
-    spilled = int(_found(r"(\d+) bytes spill stores", told)) + int(_found(r"(\d+) bytes spill loads", told))
-    return Resources(registers, spilled, compiled.metadata.shared)
+            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    if not found:
+        raise RuntimeError(f"cuobjdump did not tell what the kernel uses: {told.strip()[:200]}")
+    return Resources(int(found[1]), int(found[2]), compiled.metadata.shared)
 
 
 def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource:
@@ -97,26 +99,28 @@ def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource
             signature[name] = "*fp32"
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
-        if name not in (*fixed, *FLOATS, *UNKNOWN):
+        if name in UNALIGNED:
+            attributes[(index,)] = []
+        elif name not in (*fixed, *FLOATS, *UNSPECIALIZED):
             attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, fixed, attributes)
 
 
-def _found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    if not match:
-        raise RuntimeError(f"ptxas did not tell {pattern!r}: {text.strip()[:200]}")
-    return match[1]
-
-
-def _told(use: tuple[str, str, int, Tile]) -> dict[str, Any]:
-    kernel, precision, head_dim, tile = use
-    return {"kernel": kernel, "precision": precision, "head_dim": head_dim} | asdict(tile) | asdict(resources(*use))
+def _told(use: tuple[int, str, str, int, Tile]) -> dict[str, Any]:
+    capability, kernel, precision, head_dim, tile = use
+    found = resources(kernel, precision, head_dim, tile, capability=capability)
+    row = {"capability": capability, "kernel": kernel, "precision": precision, "head_dim": head_dim}
+    return row | asdict(tile) | asdict(found)
 
 
 def main() -> None:
-    uses = [(*key, width, tile) for key, tiles in HOPPER.items() for width, tile in zip(WIDTHS, tiles, strict=True)]
-    with ProcessPoolExecutor(max_workers=2) as pool:
+    uses = [
+        (capability, *key, width, tile)
+        for capability, table in TILES.items()
+        for key, tiles in table.items()
+        for width, tile in zip(WIDTHS, tiles, strict=True)
+    ]
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         for told in pool.map(_told, uses):
             print(json.dumps(told), flush=True)  # noqa: T201
 

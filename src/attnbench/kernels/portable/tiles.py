@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -23,7 +24,10 @@ WIDTHS = (16, 32, 64, 128, 256)
 INTERPRETED = Tile(32, 32, 4, 1)
 """On a CPU, where Triton's interpreter runs the kernels."""
 
-HOPPER: dict[tuple[str, str], tuple[Tile, ...]] = {
+Table = dict[tuple[str, str], tuple[Tile, ...]]
+"""By kernel and precision, a tile for each of `WIDTHS`; `search` prints one."""
+
+HOPPER: Table = {
     ("forward", "native"): (
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 1),
     ),
@@ -70,10 +74,79 @@ HOPPER: dict[tuple[str, str], tuple[Tile, ...]] = {
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
 }  # fmt: skip
-"""By kernel and precision, a tile for each of `WIDTHS`: of those that spill no register, the largest. Not timed yet."""
+"""Of those that spill no register, the largest. Not timed yet."""
+
+AMPERE: Table = {
+    ("forward", "native"): (
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 1),
+    ),
+    ("forward", "fp16x1"): (
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 32, 4, 1),
+    ),
+    ("forward", "fp16x3"): (
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 1), Tile(16, 32, 4, 1),
+    ),
+    ("forward", "tf32"): (
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1),
+    ),
+    ("forward", "ieee"): (
+        Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
+    ),
+    ("dq", "native"): (
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 2),
+    ),
+    ("dq", "fp16x1"): (
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1),
+    ),
+    ("dq", "fp16x3"): (
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 8, 1), Tile(16, 32, 4, 1),
+    ),
+    ("dq", "tf32"): (
+        Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1),
+    ),
+    ("dq", "ieee"): (
+        Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
+    ),
+    ("dkdv", "native"): (
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(32, 32, 4, 1),
+    ),
+    ("dkdv", "fp16x1"): (
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(32, 32, 4, 1),
+    ),
+    ("dkdv", "fp16x3"): (
+        Tile(64, 64, 4, 1), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
+    ),
+    ("dkdv", "tf32"): (
+        Tile(32, 64, 4, 1), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
+    ),
+    ("dkdv", "ieee"): (
+        Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
+    ),
+}  # fmt: skip
+"""As Hopper's, but for what spills there or needs more shared memory than the smallest of these GPUs has. Not timed."""
+
+TILES = {80: AMPERE, 90: HOPPER}
+"""By the compute capability, ten times its number, that the kernels are compiled for to choose them."""
+
+SHARED_BYTES = {80: 99 << 10, 90: 227 << 10}
+"""The shared memory that every GPU of a table has for one program."""
+
+FROM = {80: 80, 90: 90, 120: 80}
+"""The table that serves GPUs from a compute capability on, up to the next."""
 
 LIKE = {"tf32x3": "fp16x3", "bf16x3": "fp16x3"}
 """Precisions without rows of their own."""
+
+
+def table_for(capability: tuple[int, int]) -> int:
+    """Which of `TILES` serves GPUs of this compute capability; older ones than any are left to the first."""
+    has = 10 * capability[0] + capability[1]
+    return FROM[max((first for first in FROM if first <= has), default=min(FROM))]
+
+
+@cache
+def _table_of(device: torch.device) -> Table:
+    return TILES[table_for(torch.cuda.get_device_capability(device))]
 
 
 def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Tile:
@@ -81,4 +154,4 @@ def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Ti
     if device.type == "cpu":
         return INTERPRETED
     width = next(index for index, width in enumerate(WIDTHS) if head_dim <= width)
-    return HOPPER[kernel, LIKE.get(precision, precision)][width]
+    return _table_of(device)[kernel, LIKE.get(precision, precision)][width]

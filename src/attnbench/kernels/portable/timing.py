@@ -1,0 +1,146 @@
+"""Tiles timed on the GPU that is here: the launches of a step, repeated with other tiles."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+
+from attnbench.kernels.portable import launch
+from attnbench.kernels.portable.arithmetic import NATIVE
+from attnbench.kernels.portable.inspection import KERNELS
+from attnbench.kernels.portable.tiles import Tile
+
+BATCH, LENGTHS = 8, (16384, 1024)
+"""One head each; as many keys as queries."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a tile is chosen for."""
+
+    kernel: str
+    precision: str
+    head_dim: int
+
+
+RESULTS = {"forward": ("out", "logsumexp"), "dq": ("dq", "delta"), "dkdv": ("dk", "dv")}
+CLOSE_ENOUGH, SLOW, ROUNDS = 1e-2, 1.4, 7
+"""How far results may be from those of the tile in use; from how many times the best on a tile is given up; the rounds of
+those that are left."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a launch, which any tile can take, and what the tile in use made of them."""
+
+    kernel: str
+    length: int
+    arguments: dict[str, Any]
+    expected: tuple[Tensor, ...]
+
+    def __call__(self, tile: Tile) -> None:
+        arguments = self.arguments | {
+            "BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
+        }  # fmt: skip
+        own = tile.keys if self.kernel == "dkdv" else tile.queries
+        KERNELS[self.kernel][(triton.cdiv(self.length, own), BATCH)](**arguments)
+
+    def is_right(self, tile: Tile) -> bool:
+        results = [self.arguments[name].fill_(torch.nan) for name in RESULTS[self.kernel]]
+        try:
+            self(tile)
+        except triton.runtime.OutOfResources:
+            return False
+        return all(
+            bool((got.float() - right.float()).norm() <= CLOSE_ENOUGH * right.float().norm())
+            for got, right in zip(results, self.expected, strict=True)
+        )
+
+
+@lru_cache(maxsize=1)  # all kernels of a precision and width follow each other
+def calls(precision: str, head_dim: int) -> Mapping[tuple[str, int], Call]:
+    """The launches of a step on random data, overheard, by kernel and length."""
+    heard: dict[tuple[str, int], Call] = {}
+    for length in LENGTHS:
+        for name, (arguments, kernel) in _overheard(precision, head_dim, length).items():
+            bound = dict(zip(kernel.arg_names, arguments[0], strict=False)) | arguments[1]
+            expected = tuple(bound[result] for result in RESULTS[name])  # which other kernels read
+            own = {result: torch.empty_like(bound[result]) for result in RESULTS[name]}
+            heard[name, length] = Call(name, length, bound | own, expected)
+    return heard
+
+
+def _overheard(precision: str, head_dim: int, length: int) -> dict[str, Any]:
+    heard: dict[str, Any] = {}
+
+    class Listener:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, KERNELS[name]
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def launched(*arguments: Any, **constants: Any) -> None:
+                heard[self.name] = ((arguments, constants), self.kernel)
+                self.kernel[grid](*arguments, **constants)
+
+            return launched
+
+    dtype = torch.bfloat16 if precision == NATIVE else torch.float32
+    torch.manual_seed(0)
+    q, k, v, d_out = (torch.randn(BATCH, 1, length, head_dim, device=_device(), dtype=dtype) for _ in range(4))
+    instead: dict[str, Any] = {f"attnbench_{name}": Listener(name) for name in KERNELS}
+    with torch.no_grad(), mock.patch.multiple(launch, MUCH_BYTES=1 << 62, **instead):
+        scale = head_dim**-0.5
+        out, logsumexp, magnitudes = launch.forward(q, k, v, False, scale, precision)
+        launch.backward(q, k, v, out, d_out, logsumexp, magnitudes, False, scale, precision)
+    return heard
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sample_ms(work: Callable[[], None], other_data: Tensor) -> float:
+    """One call, from a cold cache, while the device is held until the host has queued it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(200_000)
+    other_data.zero_()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def _other_data() -> Tensor:
+    """What fills the L2 cache twice."""
+    return torch.empty(2 * torch.cuda.get_device_properties(0).L2_cache_size, dtype=torch.int8, device="cuda")
+
+
+def time_tiles(row: Row, tiles: Sequence[Tile], over: Callable[[], bool]) -> dict[Tile, dict[int, float]]:
+    """The median of each tile at each length, in turns; of tiles that are far behind in the first, that one sample."""
+    heard = {length: calls(row.precision, row.head_dim)[row.kernel, length] for length in LENGTHS}
+    other_data = _other_data()
+    samples: dict[Tile, dict[int, list[float]]] = {}
+    for tile in tiles:
+        if over():
+            break
+        if all(call.is_right(tile) for call in heard.values()):
+            samples[tile] = {LENGTHS[0]: [sample_ms(partial(heard[LENGTHS[0]], tile), other_data)]}
+    best = min((taken[LENGTHS[0]][0] for taken in samples.values()), default=0.0)
+    near = [tile for tile, taken in samples.items() if taken[LENGTHS[0]][0] <= SLOW * best]
+    for _ in range(ROUNDS):
+        for tile, length in product(near, LENGTHS):
+            samples[tile].setdefault(length, []).append(sample_ms(partial(heard[length], tile), other_data))
+    return {
+        tile: {length: statistics.median(taken) for length, taken in of_tile.items()}
+        for tile, of_tile in samples.items()
+    }

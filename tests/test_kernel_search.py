@@ -1,0 +1,165 @@
+"""The search for tiles, as far as no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import test_kernels
+from test_kernels import INTERPRET
+
+with mock.patch.dict(os.environ, INTERPRET):
+    from attnbench.kernels.portable import inspection, search, tiles, timing
+    from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile
+    from attnbench.kernels.portable.timing import Row
+
+pytestmark = test_kernels.pytestmark
+
+ROW = Row("forward", "fp16x3", 16)
+EVERY_ROW = search.rows(inspection.KERNELS, search.PRECISIONS, WIDTHS)
+
+
+def test_every_row_of_the_tables_has_some_candidates_and_not_too_many() -> None:
+    assert len(EVERY_ROW) == len(set(EVERY_ROW)) == 75
+    assert {(row.kernel, row.precision) for row in EVERY_ROW} == set(TILES[90]) == set(TILES[80])
+    for row in EVERY_ROW:
+        found = search.candidates(row)
+        assert len(set(found)) == len(found)
+        assert 4 <= len(found) <= 40, row
+
+
+def test_what_matters_most_is_searched_first() -> None:
+    assert EVERY_ROW[0] == ROW
+    assert {row.head_dim for row in EVERY_ROW[-15:]} == {256}
+
+
+@pytest.mark.parametrize("capability", TILES)
+def test_the_table_is_printed_as_it_is_kept(capability: int) -> None:
+    text = search.table_text(TILES[capability])
+    assert text in Path(str(tiles.__file__)).read_text("utf-8")
+    assert eval(f"{{{text}}}", {"Tile": Tile}) == TILES[capability]
+
+
+@pytest.mark.parametrize(
+    ("capability", "table"), [((7, 5), 80), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 90), ((12, 0), 80)]
+)
+def test_each_gpu_has_a_table(capability: tuple[int, int], table: int) -> None:
+    assert tiles.table_for(capability) == table
+
+
+def test_the_fastest_over_both_lengths_is_chosen_and_other_rows_stay() -> None:
+    balanced, long_only, short_only = Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)
+    ms = {
+        balanced: {16384: 1.1, 1024: 0.011},
+        long_only: {16384: 1.0, 1024: 0.020},
+        short_only: {16384: 2.0, 1024: 0.010},
+        Tile(16, 16, 4, 1): {16384: 9.0},  # given up after a sample
+    }
+    new = search.chosen(TILES[90], {ROW: ms})
+    assert new["forward", "fp16x3"][0] == balanced
+    assert new["forward", "fp16x3"][1:] == TILES[90]["forward", "fp16x3"][1:]
+    assert {key: of_key for key, of_key in new.items() if key != ("forward", "fp16x3")} == {
+        key: of_key for key, of_key in TILES[90].items() if key != ("forward", "fp16x3")
+    }
+
+
+def test_timings_are_read_back_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    file = tmp_path / "timings.jsonl"
+    tile = Tile(64, 64, 4, 2)
+    for ms in (2.0, 1.0):
+        search._append(file, ROW, 90, {tile: {16384: ms, 1024: 0.01}})
+    assert search.timings(file, 90) == {ROW: {tile: {16384: 1.0, 1024: 0.01}}}
+    assert search.timings(file, 80) == {}
+    assert search.timings(None, 90) == search.timings(tmp_path / "none", 90) == {}
+
+
+def test_tiles_are_timed_in_turns_and_wrong_and_slow_ones_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the interpreter, with made-up times."""
+    for name, value in INTERPRET.items():
+        monkeypatch.setenv(name, value)
+    # A wrong one does nothing: what another tile left behind must not pass for its result.
+    right, slow, wrong = Tile(32, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)
+    called: list[Tile] = []
+
+    def sample_ms(work: object, other_data: object) -> float:
+        (tile,) = work.args  # pyright: ignore[reportAttributeAccessIssue]
+        called.append(tile)
+        return {right: 1.0, slow: 2.0}[tile]
+
+    launches = timing.Call.__call__
+    monkeypatch.setattr(timing, "LENGTHS", (48, 40))
+    monkeypatch.setattr(timing, "BATCH", 1)
+    monkeypatch.setattr(timing, "sample_ms", sample_ms)
+    monkeypatch.setattr(timing, "_other_data", lambda: torch.empty(0))
+    monkeypatch.setattr(timing.Call, "__call__", lambda self, tile: None if tile == wrong else launches(self, tile))
+    timing.calls.cache_clear()
+    for kernel in inspection.KERNELS:
+        found = timing.time_tiles(Row(kernel, "fp16x3", 16), [right, slow, wrong], lambda: False)
+        assert found == {right: {48: 1.0, 40: 1.0}, slow: {48: 2.0}}
+    assert called.count(slow) == 3
+    assert called.count(right) == 3 * (1 + 2 * timing.ROUNDS)
+    timing.calls.cache_clear()
+
+
+def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tile] = []
+
+    def time_tiles(row: Row, some: list[Tile], over: object) -> dict[Tile, dict[int, float]]:
+        asked.extend(some)
+        return {tile: {16384: float(tile.queries + tile.keys + tile.stages), 1024: 1.0} for tile in some}
+
+    taken = inspection.Resources(100, 0, 1000)
+    monkeypatch.setattr(search, "_taken", lambda row, capability, tile: (taken, ""))
+    monkeypatch.setattr(search, "time_tiles", time_tiles)
+    known = {search.candidates(ROW)[0]: {16384: 1.0, 1024: 1.0}}
+    with ThreadPoolExecutor(1) as pool:
+        first, second = search.search(ROW, known, 90, pool, lambda: False)
+        assert not any(search.search(ROW, known, 90, pool, lambda: True)), "time is up"
+    assert len(asked) == len(set(asked))
+    assert not set(known) & set(asked)
+    assert set(search.candidates(ROW)) == {*known, *(tile for tile in first if tile.stages == 2)}
+    assert TILES[90]["forward", "fp16x3"][0] in first
+    assert {tile.stages for tile in second} == {1, 3, 4}
+    assert len({(tile.queries, tile.keys, tile.warps) for tile in second}) == search.REFINED
+
+
+def test_spills_and_too_much_shared_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        Tile(16, 16, 4, 1): (inspection.Resources(255, 8, 0), ""),
+        Tile(32, 32, 4, 1): (inspection.Resources(100, 0, 100 << 10), ""),
+        Tile(64, 64, 4, 1): (None, "CompilationError: no"),
+        Tile(16, 32, 4, 1): (inspection.Resources(100, 0, 99 << 10), ""),
+    }
+    monkeypatch.setattr(search, "_taken", lambda row, capability, tile: told[tile])
+    with ThreadPoolExecutor(1) as pool:
+        why = [why for _, _, why in search.usable(ROW, list(told), 80, pool)]
+    assert why == ["spills 8 bytes", "needs more than 101376 bytes of shared memory", "CompilationError: no", ""]
+
+
+def test_without_a_gpu_a_search_says_so() -> None:
+    done = CliRunner().invoke(search.main, ["--precision", "ieee"])
+    assert done.exit_code == 2
+    assert "--dry-run" in done.output
+
+
+def test_a_dry_run_lists_what_the_compiler_makes_of_the_candidates() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options = ["--dry-run", "--kernel", "forward", "--precision", "ieee", "--head-dim", "16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "attnbench.kernels.portable.search", *options],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(told) == len(search.candidates(Row("forward", "ieee", 16)))
+    assert all(0 < one["registers"] <= 255 for one in told)
+    assert any(not one["dropped"] for one in told)
