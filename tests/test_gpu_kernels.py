@@ -25,6 +25,8 @@ ARITHMETIC: list[tuple[torch.dtype, str]] = [
     *((torch.float32, precision) for precision in ERROR),
     *((dtype, "ieee") for dtype in ERROR_16_BIT),
 ]
+LIMIT = ERROR | {"fp16x1": 4e-3, "tf32": 1e-2}
+"""Tensor cores cut operands off to TensorFloat-32 where the interpreter does not, and scores are larger here."""
 HEAD_DIMS = (16, 64, 7, 128, 32, 100, 256, 1, 80, 40, 192)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "side by side": lambda x: x,
@@ -43,7 +45,7 @@ def random_cases(chunk: int) -> Iterator[dict[str, Any]]:
     """Arithmetic, head dimension, mask and layout go in turns, whose lengths have no common factor; the rest is drawn."""
     draw = random.Random(chunk)
     dtype, precision = ARITHMETIC[chunk % len(ARITHMETIC)]
-    multiple = draw.choice([1, 16])
+    multiple, rest = draw.choice([(16, 0), (16, 8), (2, 1)])  # whether 16 divides a length, it is compiled for
     for _ in range(CASES_EACH):
         kv_heads = draw.choice([1, 2, 3])
         yield {
@@ -55,8 +57,8 @@ def random_cases(chunk: int) -> Iterator[dict[str, Any]]:
             "batch": draw.choice([1, 2, 3]),
             "kv_heads": kv_heads,
             "heads": kv_heads * draw.choice([1, 2, 4]),
-            "seq_len": multiple * draw.randint(1, 320 // multiple),
-            "kv_len": multiple * draw.randint(1, 320 // multiple),
+            "seq_len": multiple * draw.randint(not rest, 320 // multiple) + rest,
+            "kv_len": multiple * draw.randint(not rest, 320 // multiple) + rest,
             "scale": draw.choice([None, 0.5, 1.5]) if chunk % 7 else -1.0,  # in units of 1/√head_dim
             "seed": draw.randint(0, 1 << 30),
         }
@@ -104,7 +106,7 @@ def worst_error(case: dict[str, Any]) -> float:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_random_cases_are_as_exact_as_their_class(chunk: int) -> None:
     for case in random_cases(chunk):
-        limit = ERROR[case["precision"]] if case["dtype"] == torch.float32 else ERROR_16_BIT[case["dtype"]]
+        limit = LIMIT[case["precision"]] if case["dtype"] == torch.float32 else ERROR_16_BIT[case["dtype"]]
         assert worst_error(case) < limit, case
 
 

@@ -27,10 +27,9 @@ def attention(
     mask is aligned to the bottom right, unlike that of `scaled_dot_product_attention(is_causal=True)`. A query that sees
     no key gives zeros, and gets a gradient of zeros. `scale` is 1/√head_dim unless given.
 
-    `precision` is how products of float32 are made: `ieee`, `fp16x3`, `tf32x3`, `bf16x3` or `tf32`, from the slowest to
-    the fastest but for the order of the three in the middle, which depends on the GPU; by default what
-    `torch.get_float32_matmul_precision` says: fp16x3, of full accuracy, for `highest`, else tf32. It does nothing for
-    16-bit types. The backward is deterministic. It cannot be differentiated again.
+    `precision` is how products of float32 are made: `ieee`; `fp16x3`, `tf32x3` or `bf16x3`, which take three products on
+    tensor cores; `fp16x1` or `tf32`, which take one. By default it is what `torch.get_float32_matmul_precision` says:
+    fp16x3, of full accuracy, for `highest`, else fp16x1. It does nothing for 16-bit types. The backward is deterministic. It cannot be differentiated again.
 
     Returns:
         A tensor of q's shape and dtype.
