@@ -133,6 +133,33 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
     assert len({(tile.queries, tile.keys, tile.warps) for tile in second}) == search.REFINED
 
 
+def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a GPU that is made up."""
+
+    def ms(tile: Tile) -> float:
+        return 2.0 - ((tile.queries, tile.keys, tile.warps) == (64, 128, 4)) - 0.1 * (tile.stages == 3)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(search, "_taken", lambda *_: (inspection.Resources(100, 0, 1000), ""))
+    monkeypatch.setattr(
+        search, "time_tiles", lambda row, some, over: {tile: dict.fromkeys((16384, 1024), ms(tile)) for tile in some}
+    )
+    narrow = ["--kernel", "forward", "--precision", "fp16x3", "--head-dim", "16", "--head-dim", "32"]
+    out = tmp_path / "timings.jsonl"
+    done = CliRunner().invoke(search.main, [*narrow, "--out", str(out)], catch_exceptions=False)
+    assert search.table_text(search.chosen(TILES[90], search.timings(out, 90))) in done.output
+    assert '("forward", "fp16x3"): (\n        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), ' in done.output
+    lines = len(out.read_text().splitlines())
+    assert lines > 2 * len(search.candidates(ROW))
+    again = CliRunner().invoke(search.main, [*narrow, "--out", str(out), "--limit-seconds", "0"])
+    assert "not searched" in again.output
+    assert len(out.read_text().splitlines()) == lines
+    assert search.table_text(search.chosen(TILES[90], search.timings(out, 90))) in again.output
+
+
 def test_spills_and_too_much_shared_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {
         Tile(16, 16, 4, 1): (inspection.Resources(255, 8, 0), ""),

@@ -3,7 +3,7 @@
     python -m attnbench.kernels.portable.search --out timings.jsonl --limit-seconds 600
 
 Kernels are compiled by as many processes as there are cores; what spills registers or asks for too much shared memory is not
-timed, nor is what comes out wrong. Each timing is appended to the file at once, and what stands there is not timed again, so
+timed, nor is what comes out wrong. Timings are appended to the file as they come, and what stands there is not timed again, so
 that a search that was cut off goes on. Where no GPU is, `--dry-run` lists the candidates and what they take.
 """
 
