@@ -1,6 +1,7 @@
 """What the compiler makes of the kernels, with no GPU present: registers, spills and shared memory.
 
-`python -m attnbench.kernels.portable.inspection` prints it for every tile in use, as lines of JSON.
+`python -m attnbench.kernels.portable.inspection` prints it for every tile in use, as lines of JSON; with `--causal` as it
+is under a causal mask.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import triton
@@ -106,9 +109,9 @@ def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource
     return ASTSource(kernel, signature, fixed, attributes)
 
 
-def _told(use: tuple[int, str, str, int, Tile]) -> dict[str, Any]:
+def _told(causal: bool, use: tuple[int, str, str, int, Tile]) -> dict[str, Any]:
     capability, kernel, precision, head_dim, tile = use
-    found = resources(kernel, precision, head_dim, tile, capability=capability)
+    found = resources(kernel, precision, head_dim, tile, causal=causal, capability=capability)
     row = {"capability": capability, "kernel": kernel, "precision": precision, "head_dim": head_dim}
     return row | asdict(tile) | asdict(found)
 
@@ -121,7 +124,7 @@ def main() -> None:
         for width, tile in zip(WIDTHS, tiles, strict=True)
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for told in pool.map(_told, uses):
+        for told in pool.map(partial(_told, "--causal" in sys.argv[1:]), uses):
             print(json.dumps(told), flush=True)  # noqa: T201
 
 
