@@ -6,11 +6,11 @@ is under a causal mask.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -117,14 +117,19 @@ def _told(causal: bool, use: tuple[int, str, str, int, Tile]) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capability", type=int, choices=TILES, help="Only the tiles for this one; by default all.")
+    parser.add_argument("--causal", action="store_true", help="Kernels with a causal mask.")
+    asked = parser.parse_args()
     uses = [
         (capability, *key, width, tile)
         for capability, table in TILES.items()
+        if asked.capability in (None, capability)
         for key, tiles in table.items()
         for width, tile in zip(WIDTHS, tiles, strict=True)
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for told in pool.map(partial(_told, "--causal" in sys.argv[1:]), uses):
+        for told in pool.map(partial(_told, asked.causal), uses):
             print(json.dumps(told), flush=True)  # noqa: T201
 
 
