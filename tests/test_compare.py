@@ -557,6 +557,18 @@ def test_exit_codes_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout)["counts"] == {"faster": 1}
     assert run_command(a, b, "--threshold", "20%").returncode == 0
+    nearer = stored(tmp_path / "c", cell(1.03))
+    assert run_command(a, nearer).returncode == 1, "2 % unless told otherwise"
+    assert run_command(a, nearer, "--threshold", "5%").returncode == 0
+
+
+def test_it_tells_how_well_times_are_known() -> None:
+    noises = (0.001, 0.01, 0.05)
+    cells = [cell(case=small(seq_len=64 * i), forward_noise=noise) for i, noise in enumerate(noises, 1)]
+    found = compare(run_of(cells), run_of(cells, "b"), 0.02)
+    middle = sorted(one.uncertainty or 0 for one in found.findings)[1]
+    assert middle == pytest.approx(math.hypot(0.01, 0.01, MOST_DRIFT["cuda"]))
+    assert "Half of these times are known to ± 3 %, drift included." in render(found)
 
 
 @pytest.mark.parametrize(
