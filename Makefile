@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# On a CPU a choice of backends, for some eight minutes on two cores; all of them take thirteen: make run ARGS=
+# On a CPU a choice of backends, for some nine minutes on two cores; all of them take longer: make run ARGS=
 ifeq ($(shell command -v nvidia-smi),)
 ARGS ?= --backend naive --backend eager --backend sdpa --backend sdpa-flash
 endif
