@@ -90,8 +90,9 @@ class Backend:
     `attnbench.measure.jax_call.JaxAttention`. `memory_model` names the entry of `attnbench.forecast.MODELS` that
     forecasts its memory. `rehearsable` tells that every large allocation is a tensor of some ATen operation, so that
     `attnbench.measure.rehearsal` can find an out-of-memory without doing the arithmetic. `compiles` tells that the
-    first call of each shape compiles. `own_kernels` are parts of names, in small letters, of which one at least stands in those of its
-    forward's kernels, on CUDA or on CPU; where none does, something else ran. Empty: its kernels have no such name.
+    first call of each shape compiles. `own_kernels` are parts of names, in small letters, of which one at least stands in
+    those of its forward's kernels, on CUDA or on CPU; where none does, something else ran. Empty: its kernels have no
+    such name.
     """
 
     name: str

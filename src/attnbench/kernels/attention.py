@@ -29,7 +29,9 @@ def attention(
 
     `precision` is how products of float32 are made: `ieee`; `fp16x3`, `tf32x3` or `bf16x3`, which take three products on
     tensor cores; `fp16x1` or `tf32`, which take one. By default it is what `torch.get_float32_matmul_precision` says:
-    fp16x3, of full accuracy, for `highest`, else fp16x1. It does nothing for 16-bit types. The backward is deterministic. It cannot be differentiated again.
+    fp16x3, of full accuracy, for `highest`, else fp16x1. It does nothing for 16-bit types.
+
+    The backward is deterministic. It cannot be differentiated again.
 
     Returns:
         A tensor of q's shape and dtype.

@@ -39,8 +39,8 @@ def render(
 ) -> str:
     """A run as a document.
 
-    `layout` shapes Markdown, HTML and LaTeX; HTML in full is the page. CSV and JSON are the records themselves, field by field. `backend` leaves out
-    every other one. A `selection` leaves out records, or makes one table of them.
+    `layout` shapes Markdown, HTML and LaTeX; HTML in full is the page. CSV and JSON are the records themselves, field by
+    field. `backend` leaves out every other one. A `selection` leaves out records, or makes one table of them.
 
     Raises:
         RequestError: an unknown format, layout, backend or column, a run that the layout cannot show, a format that is
