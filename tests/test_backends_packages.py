@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def put(site: Path, module: str, code: str, version: str = "1.0") -> Package:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(code)
     info = site / f"{module.partition('.')[0]}-{version}.dist-info"
-    info.mkdir(parents=True)
+    info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.partition('.')[0]}\nVersion: {version}\n")
     return Package(module, (module.partition(".")[0],), "pip install it", "2.4", brings="attend")
 
@@ -144,6 +145,25 @@ def test_a_package_is_looked_at_before_it_is_imported(
     assert package.absent() == absent
     assert package.broken() == broken
     assert package.version() == f"standin {version}"
+
+
+def test_a_package_that_takes_half_of_another_for_the_whole_is_not_shown_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As xFormers imports flash_attn.flash_attn_interface wherever there is a flash_attn, be it version 4's alone."""
+    monkeypatch.syspath_prepend(tmp_path)
+    looks = "from importlib.util import find_spec\nif find_spec('half'):\n    import half.other"
+    picky = replace(put(tmp_path, "picky.ops", f"{looks}\nattend = 1"), takes_for_whole="half.other")
+    put(tmp_path, "half.cute", "")
+    assert str(replace(picky, takes_for_whole="").broken()).startswith("importing picky.ops raised ModuleNotFoundError")
+    assert picky.broken() is None
+    assert importlib.import_module("half.cute") is importlib.import_module("half").cute, "and it is there again"
+    for module in ("picky", "picky.ops"):
+        del sys.modules[module]
+    put(tmp_path, "half.other", "seen = True")
+    importlib.invalidate_caches()
+    assert picky.broken() is None
+    assert sys.modules["half.other"].seen
 
 
 def test_a_part_of_a_package_is_not_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

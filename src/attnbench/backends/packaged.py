@@ -21,7 +21,7 @@ ALL_BUT_FLOAT64 = ("float32", *SIXTEEN_BIT)
 
 def xformers(case: Case) -> Attention:
     """Grouped heads are a dimension more, over which k and v are expanded: (batch, seq, kv_heads, group, head_dim)."""
-    ops: Any = importlib.import_module("xformers.ops")
+    ops: Any = PACKAGES["xformers"].load()
     bias: Any = importlib.import_module("xformers.ops.fmha.attn_bias")
     triangle = bias.LowerTriangularMask if case.seq_len == case.kv_len else bias.LowerTriangularFromBottomRightMask
     mask = triangle() if case.causal else None

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from attnbench.errors import printable
 
@@ -17,6 +21,7 @@ class Package:
     """A package: what is imported of it, under which names it is installed, and how to get it.
 
     `brings` is what the module must have: some packages leave it out where their compiled part cannot be loaded.
+    `takes_for_whole` is a module whose parent alone it looks for, and then fails on importing the module itself.
     """
 
     module: str
@@ -24,6 +29,7 @@ class Package:
     install: str
     least: str = "0"
     brings: str = ""
+    takes_for_whole: str = ""
 
     @property
     def name(self) -> str:
@@ -33,10 +39,15 @@ class Package:
         """Why the package cannot even be tried: it is not installed, or too old. Nothing is imported to find out."""
         return _absent(self)
 
+    def load(self) -> ModuleType:
+        """Imports it. Raises whatever that raises."""
+        with _hidden(self.takes_for_whole):
+            return importlib.import_module(self.module)
+
     def broken(self) -> str | None:
         """The first line of what importing it raises; None where that works. To be asked where it may do harm alone."""
         try:
-            module = importlib.import_module(self.module)
+            module = self.load()
         except BaseException as error:  # SystemExit too: whatever a package does at import
             said = printable(str(error).strip().partition("\n")[0])
             return f"importing {self.module} raised {type(error).__name__}" + (f": {said}" if said else "")
@@ -62,15 +73,35 @@ PACKAGES: dict[str, Package] = {
         "flash_attn_interface", ("flash-attn-3",), "build it from the folder hopper of the flash-attention sources"
     ),
     "flash_attn_4": Package("flash_attn.cute", ("flash-attn-4", "fa4"), "pip install flash-attn-4"),
-    "xformers": Package("xformers.ops", ("xformers",), "pip install xformers", brings="memory_efficient_attention"),
+    "xformers": Package(
+        "xformers.ops", ("xformers",), "pip install xformers", brings="memory_efficient_attention",
+        takes_for_whole="flash_attn.flash_attn_interface",  # version 4 brings a flash_attn without it
+    ),
     "cudnn": Package("cudnn", ("nvidia-cudnn-frontend",), "pip install nvidia-cudnn-frontend", "1.5"),
     "transformer_engine": Package(
         "transformer_engine.pytorch", ("transformer-engine",), "pip install 'transformer_engine[pytorch]'"
     ),
     "flashinfer": Package("flashinfer", ("flashinfer-python",), "pip install flashinfer-python", "0.2"),
     "jax": Package("jax", ("jax",), "pip install 'attnbench[jax]', for CUDA 'jax[cuda13]' besides", "0.7"),
-}
+}  # fmt: skip
 """Every package that a backend needs besides PyTorch, by the name of the process that it is used in."""
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Within the block the module's parent is not there, if the parent can be found and the module cannot."""
+    parent = module.partition(".")[0]
+    if not _found(parent) or _found(module):
+        yield
+        return
+    kept = sys.modules.get(parent)
+    sys.modules[parent] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[parent]
+        if kept is not None:
+            sys.modules[parent] = kept
 
 
 @cache
