@@ -137,6 +137,9 @@ REFUSALS = [
     ("jax-cudnn", {"causal": True, "kv_len": 80}, (9, 0), "takes a causal mask over as many keys as queries alone"),
     ("jax-cudnn", {"d_model": 256}, (8, 0), "up to 128, not 256"),
     ("jax-cudnn", {"d_model": 12}, (9, 0), "multiples of 8, not 12"),
+    ("jax-cudnn", {"kv_len": 53}, (9, 0), "has a backward for kv_len that are even, not 53"),
+    ("jax-xla", {"kv_len": 1}, (9, 0), "more than one query and more than one key alone"),
+    ("jax-xla", {"kv_len": 1, "dtype": "bfloat16"}, (9, 0), None),
     ("jax-cudnn", {"d_model": 256}, (9, 0), None),
     ("jax-mosaic", {"d_model": 96}, (9, 0), "multiples of 64, not 96"),
     ("jax-mosaic", {"d_model": 64}, (10, 0), "below 10.0"),
@@ -218,19 +221,25 @@ def test_jax_runs_in_a_process_of_its_own_and_is_measured_like_the_others(attnbe
 
 
 class Records:
-    """A profiler that saw the pieces of work it was given take 1, 2, 3, … milliseconds, one kernel each."""
+    """A profiler that saw the pieces of work it was given take 1, 2, 3, … milliseconds, one kernel each.
+
+    Like PyTorch's it cannot be started within another.
+    """
 
     blind = False
+    running = False
     pieces = 0
 
     def __init__(self, device: torch.device) -> None:
         Records.pieces = 0
 
     def __enter__(self) -> Records:
+        assert not Records.running
+        Records.running = True
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        Records.running = False
 
     def __call__(self, work: Callable[[], Any]) -> Any:
         Records.pieces += 1

@@ -93,7 +93,20 @@ def lacks_mosaic(device: str) -> str | None:
     return None
 
 
+def xla_objects(ask: Ask) -> str | None:
+    """jax.nn asks for products of float16 with sums of float32, and XLA makes none of them with a vector on a GPU."""
+    vectors = min(ask.case.seq_len, ask.case.kv_len) == 1
+    if ask.device == "cuda" and ask.case.dtype == "float16" and vectors:
+        return "multiplies float16 with more than one query and more than one key alone"
+    return None
+
+
 def cudnn_objects(ask: Ask) -> str | None:
+    for name in ("seq_len", "kv_len"):
+        if ask.backward and (length := getattr(ask.case, name)) % 2:
+            return (
+                f"has a backward for {name} that are even, not {length}; ask for the forward alone with --pass forward"
+            )
     if ask.capability is not None and ask.capability < (9, 0):
         return HeadDims(most=128).reason_against(ask.case.d_model)
     return None
@@ -139,7 +152,7 @@ def _backend(name: str, about: str, make: Callable[[Case], Callable[..., Any]], 
 BACKENDS = {
     found.name: found
     for found in (
-        _backend("jax-xla", "jax.nn.dot_product_attention, compiled by XLA", xla),
+        _backend("jax-xla", "jax.nn.dot_product_attention, compiled by XLA", xla, objects=xla_objects),
         _backend(
             "jax-cudnn", "jax.nn.dot_product_attention by cuDNN", cudnn,
             objects=cudnn_objects, memory_model="sdpa-cudnn", own_kernels=("cudnn",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,7 +111,7 @@ class Watchable(Protocol):
     device: torch.device
     backward: bool
 
-    def window(self, most: int) -> Any: ...
+    def lead(self, seconds: float, most: int) -> None: ...
 
     def watched(self, watch: Watch, repeats: int) -> None: ...
 
@@ -126,10 +125,7 @@ def device_times(stopwatch: Watchable, *, warm_s: float = 0.0, repeats: int = 5)
     it back there after the pause in which the profiler starts.
     """
     with Watch(stopwatch.device) as watch:
-        began = time.perf_counter()
-        stopwatch.window(1)  # tells how long the host takes
-        while time.perf_counter() - began < warm_s:
-            stopwatch.window(repeats)
+        stopwatch.lead(warm_s, repeats)
         stopwatch.watched(watch, repeats)
     seen = watch.seen()
     by_pass = {"forward": seen[::2], "backward": seen[1::2]} if stopwatch.backward else {"forward": seen}

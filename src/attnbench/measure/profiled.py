@@ -48,7 +48,7 @@ class ProfiledStopwatch:
         taken = Window({name: [] for name in names})
         size = max(1, min(most, self.MOST_SAMPLES, int(self.WINDOW_S / self._step_s)))
         with Watch(self.device) as watch:
-            self._lead()
+            self.lead(self.LEAD_S)
             began = time.perf_counter()
             for _ in range(size):
                 self._passes(watch, step=self.backward)
@@ -58,6 +58,14 @@ class ProfiledStopwatch:
         for name, seen in zip(cycle(names), self._seen(watch), strict=False):
             taken.samples_ms[name].append(seen)
         return taken
+
+    def lead(self, seconds: float, most: int = 1) -> None:
+        """The load itself, unobserved, for at least `seconds`."""
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            for _ in range(most):
+                out = self.call.forward()
+                self.call.wait(self.call.backward(out) if self.backward else out)
 
     def watched(self, watch: Watch, repeats: int) -> None:
         """Some calls under the profiler, forward and backward in turn."""
@@ -84,12 +92,6 @@ class ProfiledStopwatch:
         if not self.warm_cache:
             self._other_data.zero_()
         return watch(waited)
-
-    def _lead(self) -> None:
-        began = time.perf_counter()
-        while time.perf_counter() - began < self.LEAD_S:
-            out = self.call.forward()
-            self.call.wait(self.call.backward(out) if self.backward else out)
 
     def _seen(self, watch: Watch) -> list[float]:
         spans = [piece.span_ms for piece in watch.seen()]

@@ -153,6 +153,13 @@ class CudaStopwatch:
         torch.cuda._sleep(int(self._cycles_per_s * seconds))
         return size
 
+    def lead(self, seconds: float, most: int) -> None:
+        """The load itself, for at least `seconds`; a first sample tells how long the host takes."""
+        began = time.perf_counter()
+        self.window(1)
+        while time.perf_counter() - began < seconds:
+            self.window(most)
+
     def watched(self, watch: Callable[[Callable[[], Any]], Any], repeats: int) -> None:
         """Some calls queued and flushed as samples are, forward and backward in turn, each a piece of work to `watch`."""
         for _ in range(self.hold_for(repeats)):
