@@ -297,6 +297,7 @@ def install(monkeypatch) -> None:
         module("flash_attn_interface", flash_attn_func=flash_attn_3),
         module("flash_attn.cute", flash_attn_func=flash_attn_4),
         module("xformers"),
+        module("xformers._cpp_lib", _cpp_library_load_exception=None),
         module("xformers.ops", memory_efficient_attention=memory_efficient_attention),
         module("xformers.ops.fmha"),
         module("xformers.ops.fmha.attn_bias", **bias),

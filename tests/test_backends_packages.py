@@ -71,7 +71,7 @@ REFUSALS = [
     ("flash-attn-4", {"d_model": 192}, (10, 0), "up to 128, and 256, on this GPU, not 192"),
     ("flash-attn-4", {}, (8, 0), "needs a GPU of compute capability 9.0"),
     ("flash-attn-4-deterministic", {}, (12, 0), "no deterministic backward on this GPU"),
-    ("flash-attn-4", {"causal": True, "kv_len": 20}, (9, 0), "44 queries see no key"),
+    ("xformers", {"causal": True, "kv_len": 20}, (9, 0), "44 queries see no key"),
     ("xformers", {"kv_heads": 1}, (9, 0), "in the forward alone"),
     ("xformers", {"d_model": 12}, (9, 0), "multiples of 8, not 12"),
     ("xformers", {"dtype": "float64"}, (9, 0), "not float64"),
@@ -98,6 +98,18 @@ def test_what_a_package_does_not_take_has_its_reason(
 )
 def test_padding_is_known(name: str, d_model: int, padded: int | None) -> None:
     assert backends.load(name).padded_d_model(Ask(small(d_model=d_model), "cuda")) == padded
+
+
+def test_xformers_without_its_compiled_part_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    standins.install(monkeypatch)
+    assert backends.load("xformers").lacks("cuda") is None
+    problem = RuntimeError("xFormers can't load C++/CUDA extensions.")
+    problem.__cause__ = OSError("libcudart.so.12: cannot open shared object file\nmore")
+    monkeypatch.setattr(sys.modules["xformers._cpp_lib"], "_cpp_library_load_exception", problem)
+    reason = backends.load("xformers").lacks("cuda")
+    assert str(reason).endswith(
+        "what is compiled in it was not loaded: libcudart.so.12: cannot open shared object file"
+    )
 
 
 # --- packages that are not here, or do not work -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from attnbench.case import Case
 from attnbench.families import family
 from attnbench.inputs import make_inputs
 from attnbench.measure.call import TorchCall
-from attnbench.measure.kernels import Seen, Watch
+from attnbench.measure.kernels import LONGEST_GAP_US, Seen, Watch, queued_us
 from attnbench.measure.memory import Ledger, ResidentProbe, probe
 from attnbench.measure.rehearsal import rehearse
 from attnbench.measure.timing import Timer, time_as_seed
@@ -191,6 +191,13 @@ def test_it_is_told_what_ran() -> None:
     assert "aten::_softmax_backward_data" in third.names
     assert family(first.names) == "flash"
     assert family(second.names) == "math"
+
+
+def test_gaps_between_kernels_count_as_if_each_was_queued_and_what_overlaps_counts_once() -> None:
+    assert queued_us([(5.0, 8.0)]) == 3.0
+    assert queued_us([(10.0, 14.0), (0.0, 9.5)]) == 14.0, "a gap of half a microsecond is the device's"
+    assert queued_us([(0.0, 10.0), (50.0, 60.0)]) == 20.0 + LONGEST_GAP_US
+    assert queued_us([(0.0, 10.0), (2.0, 4.0), (6.0, 13.0)]) == 13.0
 
 
 def test_kernels_between_marks_are_parted_from_flushes_and_holds() -> None:

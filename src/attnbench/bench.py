@@ -262,8 +262,8 @@ class Bench:
 
         Near the power cap the clock is never quite at rest, and a look at every visit sees what the samples see.
         """
-        warm_s = 0.1 if self.near_cap.get(backend.name) else 0.0
-        seen = kernels.device_times(self.timer.stopwatch(call), warm_s=warm_s)
+        near_cap = bool(self.near_cap.get(backend.name))
+        seen = kernels.device_times(self.timer.stopwatch(call), near_cap=near_cap)
         fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
         fields |= _fallback(backend, fields.get("kernels_forward", ()))
         return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}

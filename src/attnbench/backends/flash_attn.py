@@ -35,9 +35,8 @@ SUPPORT = {
         SIXTEEN_BIT, head_dims=HeadDims(8, 256, 8, kernels=(64, 96, 128, 192, 256)),
         capability=(9, 0), capability_below=(10, 0),
     ),
-    # On Hopper up to 256; on Blackwell up to 128, and 256: which it is, it is asked (`objects`). No promise is known of it
-    # about queries that see no key.
-    "flash_attn_4": Support(SIXTEEN_BIT, head_dims=PADDED_8, blind=(), capability=(9, 0)),
+    # On Hopper up to 256; on Blackwell up to 128, and 256: which it is, it is asked (`objects`).
+    "flash_attn_4": Support(SIXTEEN_BIT, head_dims=PADDED_8, capability=(9, 0)),
 }  # fmt: skip
 NAMES = {"flash_attn": "flash-attn-2", "flash_attn_3": "flash-attn-3", "flash_attn_4": "flash-attn-4"}
 ABOUT = {

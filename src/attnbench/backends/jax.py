@@ -95,9 +95,10 @@ def lacks_mosaic(device: str) -> str | None:
 
 def xla_objects(ask: Ask) -> str | None:
     """jax.nn asks for products of float16 with sums of float32, and XLA makes none of them with a vector on a GPU."""
-    vectors = min(ask.case.seq_len, ask.case.kv_len) == 1
-    if ask.device == "cuda" and ask.case.dtype == "float16" and vectors:
-        return "multiplies float16 with more than one query and more than one key alone"
+    if ask.device == "cuda" and ask.case.dtype == "float16":
+        for name in ("seq_len", "kv_len", "d_model"):
+            if getattr(ask.case, name) == 1:
+                return f"multiplies no float16 with vectors, and {name} is 1"
     return None
 
 
@@ -134,7 +135,7 @@ SUPPORT = {
     },
     "jax-mosaic": {
         "cuda": Support(
-            SIXTEEN_BIT, head_dims=HeadDims(64, 256, 64), causal_unequal=False, blind=(),
+            ("float16",), head_dims=HeadDims(64, 256, 64), causal_unequal=False, blind=(),
             capability=(9, 0), capability_below=(10, 0),
         )
     },

@@ -13,6 +13,7 @@ from attnbench.backends import Ask, Attention, Backend, Support
 from attnbench.backends.packages import PACKAGES
 from attnbench.backends.support import SIXTEEN_BIT, HeadDims
 from attnbench.case import Case
+from attnbench.errors import printable
 
 ALL_BUT_FLOAT64 = ("float32", *SIXTEEN_BIT)
 
@@ -35,6 +36,15 @@ def xformers(case: Case) -> Attention:
         return ops.memory_efficient_attention(q, k, v, attn_bias=mask, scale=scale).flatten(2, 3)
 
     return attention
+
+
+def xformers_lacks(_device: str) -> str | None:
+    """It can be imported without what is compiled in it, and then has no attention for a GPU."""
+    library: Any = importlib.import_module("xformers._cpp_lib")
+    if (problem := library._cpp_library_load_exception) is None:
+        return None
+    said = str(problem.__cause__ or problem).strip().partition("\n")[0]
+    return f"{PACKAGES['xformers'].version()}: what is compiled in it was not loaded: {printable(said)}"
 
 
 def xformers_objects(ask: Ask) -> str | None:
@@ -116,7 +126,7 @@ def _backend(name: str, package: str, about: str, build: Any, support: Support, 
 BACKENDS = {
     "xformers": _backend(
         "xformers", "xformers", "memory_efficient_attention of xFormers, the kernel its own choice", xformers,
-        Support(ALL_BUT_FLOAT64, blind=()),
+        Support(ALL_BUT_FLOAT64, blind=()), lacks=xformers_lacks,
         objects=xformers_objects, memory_model="sdpa-flash", own_kernels=("fmha", "flash", "splitk"),
     ),
     "transformer-engine": _backend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,16 +22,24 @@ LEAST_SHARE = 0.01
 """An operation on CPU that spent less of the time than this is not named."""
 
 
+LONGEST_GAP_US = 2.0
+"""Between kernels that are queued back to back a GPU takes no more than this; in longer gaps it waits for the host."""
+
+LEAD_S, LOOK_S = 0.1, 0.06
+"""Near the power cap the clock is never at rest: it is brought back by this much of the load, and looked at for so long."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What ran in a piece of work: names, each once, longest first, and the milliseconds the device spent in it.
 
-    `span_ms` is from the beginning of the first kernel to the end of the last.
+    `queued_ms` is how long it takes where the host is ahead: from the beginning of the first kernel to the end of the last,
+    gaps between them counted up to `LONGEST_GAP_US`.
     """
 
     names: tuple[str, ...]
     device_ms: float | None
-    span_ms: float | None = None
+    queued_ms: float | None = None
 
 
 class Watch:
@@ -73,7 +82,7 @@ class Watch:
     def seen(self) -> list[Seen]:
         """One entry for each piece of work; to be asked after the session has ended."""
         pieces: list[list[tuple[str, float]]] = []
-        spans: list[list[float]] = []
+        spans: list[list[tuple[float, float]]] = []
         inside = False
         for event in sorted(self._profiler.events() or (), key=lambda event: event.time_range.start):
             on_device = event.device_type == DeviceType.CUDA
@@ -85,13 +94,13 @@ class Watch:
                         spans.append([])
             elif inside and self._cuda and on_device:
                 pieces[-1].append((event.name, event.self_device_time_total))
-                spans[-1] += (event.time_range.start, event.time_range.end)
+                spans[-1].append((event.time_range.start, event.time_range.end))
             elif inside and not self._cuda and event.name.startswith(CPU_WORK):
                 name = event.name if event.name.startswith("aten::") else "CompiledFxGraph"  # the rest is a hash
                 pieces[-1].append((name, event.self_cpu_time_total))
-        return [self._summed(piece, span) for piece, span in zip(pieces, spans, strict=True)]
+        return [self._summed(piece, of_it) for piece, of_it in zip(pieces, spans, strict=True)]
 
-    def _summed(self, piece: list[tuple[str, float]], span_us: list[float]) -> Seen:
+    def _summed(self, piece: list[tuple[str, float]], spans_us: list[tuple[float, float]]) -> Seen:
         spent_us: dict[str, float] = {}
         for name, spent in piece:
             spent_us[name] = spent_us.get(name, 0.0) + spent
@@ -101,8 +110,19 @@ class Watch:
         return Seen(
             tuple(sorted(names, key=lambda name: -spent_us[name])),
             total / 1e3 if self._cuda and total else None,
-            (max(span_us) - min(span_us)) / 1e3 if span_us else None,
+            queued_us(spans_us) / 1e3 if spans_us else None,
         )
+
+
+def queued_us(spans_us: Sequence[tuple[float, float]]) -> float:
+    """How long kernels with these beginnings and ends take where each is queued before the one ahead of it ends."""
+    total, until = 0.0, None
+    for start, end in sorted(spans_us):
+        if until is None:
+            until = start
+        total += min(max(0.0, start - until), LONGEST_GAP_US) + max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 class Watchable(Protocol):
@@ -116,17 +136,21 @@ class Watchable(Protocol):
     def watched(self, watch: Watch, repeats: int) -> None: ...
 
 
-def device_times(stopwatch: Watchable, *, warm_s: float = 0.0, repeats: int = 5) -> dict[str, Seen]:
+def device_times(stopwatch: Watchable, *, near_cap: bool = False) -> dict[str, Seen]:
     """What the device does in the passes of a stopwatch's call: medians of some, queued and flushed as for its samples.
 
     Nothing where the driver lets no profiler look.
 
-    To be asked right after samples were taken, while the clock is where they left it; `warm_s` of the same load brings
-    it back there after the pause in which the profiler starts.
+    To be asked right after samples were taken, while the clock is where they left it. `near_cap` tells that the power cap
+    moves it, so that it changes in the pause in which the profiler starts, and from one call to the next.
     """
+    repeats = 20 if near_cap else 5
     with Watch(stopwatch.device) as watch:
-        stopwatch.lead(warm_s, repeats)
+        stopwatch.lead(LEAD_S if near_cap else 0.0, repeats)
+        began = time.perf_counter()
         stopwatch.watched(watch, repeats)
+        while near_cap and time.perf_counter() - began < LOOK_S:
+            stopwatch.watched(watch, repeats)
     seen = watch.seen()
     by_pass = {"forward": seen[::2], "backward": seen[1::2]} if stopwatch.backward else {"forward": seen}
     return {name: _typical(pieces) for name, pieces in by_pass.items() if pieces}

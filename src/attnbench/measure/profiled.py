@@ -19,10 +19,10 @@ from attnbench.record import PASSES
 
 @dataclass
 class ProfiledStopwatch:
-    """A sample is the time from the beginning of a pass's first kernel to the end of its last.
+    """A sample is the time from the beginning of a pass's first kernel to the end of its last, less what the host made it wait.
 
-    Each pass has the device to itself: the host waits before and after it, and flushes the L2 cache in between. What the host
-    takes to start a pass does not enter; gaps between kernels of one pass do, and they may be the host's.
+    Each pass has the device to itself: the host waits before and after it, and flushes the L2 cache in between. Nothing can be
+    queued ahead there, so gaps between a pass's kernels count as if it were (`attnbench.measure.kernels.queued_us`).
     """
 
     call: Call
@@ -94,9 +94,9 @@ class ProfiledStopwatch:
         return watch(waited)
 
     def _seen(self, watch: Watch) -> list[float]:
-        spans = [piece.span_ms for piece in watch.seen()]
-        if not spans or None in spans:
+        times = [piece.queued_ms for piece in watch.seen()]
+        if not times or None in times:
             raise RuntimeError(
                 "the driver lets no profiler look, and nothing else sees this framework's work on the GPU"
             )
-        return [span for span in spans if span is not None]
+        return [one for one in times if one is not None]

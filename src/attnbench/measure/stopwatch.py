@@ -161,7 +161,10 @@ class CudaStopwatch:
             self.window(most)
 
     def watched(self, watch: Callable[[Callable[[], Any]], Any], repeats: int) -> None:
-        """Some calls queued and flushed as samples are, forward and backward in turn, each a piece of work to `watch`."""
+        """Some calls queued and flushed as samples are, forward and backward in turn, each a piece of work to `watch`.
+
+        Steps are made as well, so that the load is the same, and are not looked at.
+        """
         for _ in range(self.hold_for(repeats)):
             self.flush()
             out = watch(self.call.forward)
@@ -170,6 +173,10 @@ class CudaStopwatch:
                 grads = watch(lambda out=out: self.call.backward(out))
                 del grads
             del out
+            if self.backward and not self._at_one_go:
+                self.flush()
+                self.call.backward(self.call.forward())
+        torch.cuda.synchronize(self.device)
 
     def wait_longer(self) -> None:
         self._patience *= 2
