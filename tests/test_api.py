@@ -25,7 +25,10 @@ def test_a_sweep_from_python(tmp_path: Path) -> None:
     assert "## float32 (ieee), batch 1, 2 heads, no mask" in result.to_markdown()
     loaded = attnbench.load(tmp_path / "run")
     assert list(loaded.records) == list(result.records)
-    assert loaded.header.run_id == result.header.run_id
+    assert loaded.header == result.header
+    assert len(loaded.header.pulses_ms) == 3 * 4, "one for each visit of a cell"
+    assert loaded.header.wander is not None
+    assert 0 <= loaded.header.wander < 1
 
 
 def test_bad_requests_raise_one_exception(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from attnbench.measure.sampling import (
     sample,
     settle,
 )
-from attnbench.noise import MAX_SAMPLES, by_round, noise, relative_error, settled
+from attnbench.noise import MAX_SAMPLES, by_round, noise, relative_error, settled, wander
 
 STEADY = [1.0, 1.001, 0.999, 1.0]
 WILD = [1.0, 2.0, 0.5, 1.5]
@@ -198,6 +198,13 @@ def test_rounds_that_disagree_are_noise_however_many_samples_each_has() -> None:
     assert noise(apart) == pytest.approx(0.05, rel=0.1)
     assert noise([apart[0], apart[0]]) == 0
     assert noise([[1.0]]) is None
+
+
+def test_wander_is_the_range_that_most_pulses_lie_in() -> None:
+    assert wander([2.0] * 9) is None
+    assert wander([2.0] * 10) == 0
+    assert wander([2.0] * 30 + [2.4] * 30) == pytest.approx(0.2 / 2.2)
+    assert wander([2.0] * 99 + [9.0]) == 0, "a single hiccup is none"
 
 
 def test_samples_are_parted_into_their_rounds_without_what_was_discarded() -> None:

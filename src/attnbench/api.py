@@ -223,8 +223,8 @@ def _carry_out(request: Request, open_store: Callable[[Plan], tuple[Store, float
         with opened as store:
             shown: Display = display(plan, store.done, quiet=quiet)
 
-            def note_seconds() -> None:
-                """Adds the time of this part of a run to that of the parts before it."""
+            def note_the_end() -> None:
+                """Adds what is known of this part of a run to that of the parts before it."""
                 spent: dict[str, float] = dict(executor.spent_s)
                 spent["start"] = spent.get("start", 0.0) + executor.starting_s + planned_s
                 spent["calibration"] = calibration_s
@@ -232,7 +232,8 @@ def _carry_out(request: Request, open_store: Callable[[Plan], tuple[Store, float
                 spent |= {"idle": max(0.0, whole - sum(spent.values())), "whole": whole}
                 before = store.header.seconds or {}
                 seconds = {name: round(before.get(name, 0) + spent.get(name, 0), 1) for name in SECONDS}
-                store.finish(replace(store.header, seconds=seconds))
+                pulses_ms = (*store.header.pulses_ms, *(round(pulse, 4) for pulse in executor.pulses_ms))
+                store.finish(replace(store.header, seconds=seconds, pulses_ms=pulses_ms))
 
             try:
                 with shown:
@@ -240,9 +241,9 @@ def _carry_out(request: Request, open_store: Callable[[Plan], tuple[Store, float
             except KeyboardInterrupt:
                 executor.stop()
                 with suppress(DiskFull):
-                    note_seconds()
+                    note_the_end()
                 raise Interrupted(store.directory, len(store.records), len(plan.cells)) from None
-            note_seconds()
+            note_the_end()
             result = Result(store.directory, store.header, store.records)
             written, missing = documents(result, layout)
             for name, text in written.items():

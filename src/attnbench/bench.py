@@ -24,6 +24,7 @@ from attnbench.machine import physical_cores, torch_software
 from attnbench.measure import ceilings, graphs, kernels
 from attnbench.measure.accounts import Accounts
 from attnbench.measure.call import Call, TorchCall, make_call, make_probe
+from attnbench.measure.pulse import Pulse
 from attnbench.measure.rehearsal import rehearse
 from attnbench.measure.sampling import Sampling
 from attnbench.measure.step import Step, take_step
@@ -135,12 +136,16 @@ class Bench:
 
         Returns:
             `fields` of the record, `samples_ms` by pass, the `windows` they came from, and `done` where no further visit
-            would add anything.
+            would add anything. On a CPU also its `pulse_ms` at the beginning.
         """
         self._enter("setup")
         self._start_clean()
         self._turn_to(Case(**case))
         assert self.case is not None
+        pulse = {"pulse_ms": self.pulse()} if self.device.type == "cpu" else {}
+        return pulse | self._visit(backend, source, first, last, budget_s)
+
+    def _visit(self, backend: str, source: str | None, first: bool, last: bool, budget_s: float) -> dict[str, Any]:
         chosen = self._backend(backend, source)
         fields: dict[str, Any] = {"backend_version": chosen.version()}
         if self.device.type == "cuda" and not self.seeds_own:
@@ -188,6 +193,10 @@ class Bench:
             with self.accounts.spending("start"):
                 _, overhead_ms = kernels.empty_kernel(self.device)
         return Timer(self.device, self.backward, how.clock, how.warm_cache, overhead_ms)
+
+    @cached_property
+    def pulse(self) -> Pulse:
+        return Pulse()
 
     @cached_property
     def capability(self) -> Capability | None:

@@ -36,6 +36,14 @@ def noise(rounds: Sequence[Sequence[float]]) -> float | None:
     return max(relative_error(samples), (max(medians) - min(medians)) / 2 / statistics.median(samples))
 
 
+def wander(pulses: Sequence[float]) -> float | None:
+    """Half the range in which nine in ten of some times of the same work lie, over their median; None for less than ten."""
+    if len(pulses) < MIN_SAMPLES:
+        return None
+    twentieths = statistics.quantiles(pulses, n=20, method="inclusive")
+    return (twentieths[-1] - twentieths[0]) / 2 / statistics.median(pulses)
+
+
 def by_round(windows: Sequence[Mapping[str, Any]], samples: Sequence[float], name: str) -> list[list[float]]:
     """A pass's kept samples, parted into the rounds they were taken in; `windows` as records keep them."""
     rounds: dict[int, list[float]] = {}

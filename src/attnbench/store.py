@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from attnbench.errors import DiskFull, RequestError
+from attnbench.noise import wander
 from attnbench.record import FAILURES, SCHEMA_VERSION, Record
 from attnbench.schema import misfit, read_json
 
@@ -31,7 +32,8 @@ class Header:
 
     `seconds` is filled in when the run ends: `start` (processes, libraries, the plan), `calibration`, `compile`,
     `correctness`, `memory`, `timing` (warming up included), `idle` (all else) and `whole`. `ceilings` are the device's
-    measured rates (`attnbench.limits.Ceilings`).
+    measured rates (`attnbench.limits.Ceilings`). `pulses_ms` are times of one fixed piece of work on a CPU, taken all through
+    the run (`attnbench.measure.pulse`); `wander` is how far they lie apart.
     """
 
     run_id: str
@@ -42,7 +44,13 @@ class Header:
     cells: int
     seconds: dict[str, float] | None = None
     ceilings: dict[str, Any] | None = None
+    pulses_ms: tuple[float, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def wander(self) -> float | None:
+        """How far the machine's own speed moved during the run, ± relatively; None where nobody looked."""
+        return wander(self.pulses_ms)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ def read_header(directory: Path) -> Header:
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         found = values.get("schema_version") if isinstance(values, dict) else None
         raise RequestError(f"{path} has schema {found}; this attnbench reads schema {SCHEMA_VERSION}")
+    if isinstance(pulses := values.get("pulses_ms"), list):
+        values["pulses_ms"] = tuple(pulses)
     try:
         header = Header(**values)
     except TypeError as error:

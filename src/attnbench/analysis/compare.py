@@ -101,7 +101,8 @@ class Agreement:
 class Comparison:
     """Everything found between two runs. `notices` are what stands in the way of comparing them at all.
 
-    `drift` is how far times move from one run to the other by themselves, relatively. `failed_alike` counts outcomes
+    `drift` is how far times move from one run to the other by themselves, relatively; `wander` how far the machine's own
+    speed moved during each, where that is known. `failed_alike` counts outcomes
     other than `ok` and `unsupported` that are the same in both. Cells of one run alone are named by backend.
     """
 
@@ -109,6 +110,7 @@ class Comparison:
     after: str
     threshold: float
     drift: float
+    wander: tuple[float | None, float | None]
     notices: Sequence[str]
     findings: Sequence[Finding]
     failed_alike: Mapping[str, int]
@@ -160,6 +162,7 @@ class Comparison:
             "after": self.after,
             "threshold": self.threshold,
             "drift": self.drift,
+            "wander": self.wander,
             "exit_code": self.exit_code,
             "notices": list(self.notices),
             "counts": self.counts,
@@ -195,6 +198,7 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
         str(b.directory),
         threshold,
         next((one.drift for one in changes.values()), MOST_DRIFT[kind(device)]),
+        (a.header.wander, b.header.wander),
         list(notices(a, b)),
         [finding for pair in both for finding in _findings(*pair, changes, threshold)],
         Counter(outcome for outcome in alike if outcome not in ("ok", "unsupported")),

@@ -17,6 +17,9 @@ from attnbench.errors import RequestError
 from attnbench.report import LAYOUTS
 from attnbench.result import Result
 
+UNSTEADY = 0.05
+"""The speed of a machine that moved by more than this during a run is told of."""
+
 _NOT_THE_REQUEST = {"out", "resume", "executor", "quiet", "as_json", "layout"}
 
 
@@ -81,5 +84,11 @@ def _show(result: Result, options: Mapping[str, Any]) -> None:
         show(json.dumps(told))
     elif not options["quiet"]:
         show((result.directory / "report.md").read_text("utf-8"), newline=False)
+        if (wander := result.header.wander) and wander > UNSTEADY:
+            show(
+                f"\nThis machine's own speed moved by ± {100 * wander:.0f} % during the run, whatever was measured; times "
+                "that lie no further apart tell nothing. What else runs here? attnbench doctor",
+                to="stderr",
+            )  # fmt: skip
         where = f"\n{len(result.records)} of {result.header.cells} cells are in {result.directory}"
         show(f"{where}; see them again by: attnbench report {result.directory}", to="stderr")

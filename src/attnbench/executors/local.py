@@ -107,6 +107,7 @@ class LocalExecutor:
         self.starts = 0
         self.starting_s = 0.0
         self.spent_s: Counter[str] = Counter()
+        self.pulses_ms: list[float] = []
 
     def __enter__(self) -> LocalExecutor:
         return self
@@ -125,7 +126,7 @@ class LocalExecutor:
         """The reply of the worker that serves `backend`.
 
         The time that a new worker takes to start does not count towards `timeout_s`; `starting_s` adds it up, and
-        `spent_s` what workers say they spent their time on.
+        `spent_s` what workers say they spent their time on. `pulses_ms` are what they tell of the machine's speed.
 
         Raises:
             WorkerLost: it died, hung for longer than `timeout_s`, or held more memory than it may. It is gone then, and
@@ -140,6 +141,7 @@ class LocalExecutor:
             process.send(message)
         reply = self._wait(key, timeout_s)
         self.spent_s.update(reply.get("spent_s", {}))
+        self.pulses_ms += [reply["pulse_ms"]] if "pulse_ms" in reply else []
         if reply.get("sick"):
             self._end(key)
         return reply

@@ -103,6 +103,7 @@ def _rules(comparison: Comparison) -> list[str]:
             f"Between these two runs times are taken to drift by {percent(comparison.drift)} by themselves; ± is the "
             "standard error with that drift."
         ),
+        *_wander(comparison),
         f"More and less memory: a peak that moved by more than {percent(of_memory)} and {memory}.",
         _agreement(comparison.agreement),
     ]
@@ -112,6 +113,13 @@ def _rules(comparison: Comparison) -> list[str]:
             "change is put down to it."
         )
     return lines
+
+
+def _wander(comparison: Comparison) -> list[str]:
+    a, b = comparison.wander
+    if a is None or b is None:
+        return []
+    return [f"The machine's own speed stayed within ± {percent(a)} during A, ± {percent(b)} during B."]
 
 
 def _agreement(found: Agreement) -> str:

@@ -33,6 +33,7 @@ def facts_of(run: Run) -> list[tuple[str, Any]]:
         ("ceilings", _ceilings(header)),
         ("protocol", _protocol(header)),
         ("wall time, s", _seconds(header)),
+        ("steadiness", header.wander and f"the machine's own speed stayed within ± {100 * header.wander:.1f} %"),
         ("attnbench", header.attnbench),
     ]
     return [row for row in rows if row[1]]
