@@ -71,7 +71,7 @@ REFUSALS = [
     ("flash-attn-4", {"d_model": 192}, (10, 0), "up to 128, and 256, on this GPU, not 192"),
     ("flash-attn-4", {}, (8, 0), "needs a GPU of compute capability 9.0"),
     ("flash-attn-4-deterministic", {}, (12, 0), "no deterministic backward on this GPU"),
-    ("xformers", {"causal": True, "kv_len": 20}, (9, 0), "44 queries see no key"),
+    ("xformers", {"causal": True, "kv_len": 20, "dtype": "float32"}, (9, 0), "44 queries see no key"),
     ("xformers", {"kv_heads": 1}, (9, 0), "in the forward alone"),
     ("xformers", {"d_model": 12}, (9, 0), "multiples of 8, not 12"),
     ("xformers", {"dtype": "float64"}, (9, 0), "not float64"),

@@ -122,11 +122,11 @@ def _backend(name: str, package: str, about: str, build: Any, support: Support, 
     return Backend(name, about, build, brings.version, {"cuda": support}, brings, layout="BNHd", **more)
 
 
-# None of them promises zeros for queries that see no key.
+# What is not `blind` gives other than zeros for queries that see no key, or promises none.
 BACKENDS = {
     "xformers": _backend(
         "xformers", "xformers", "memory_efficient_attention of xFormers, the kernel its own choice", xformers,
-        Support(ALL_BUT_FLOAT64, blind=()), lacks=xformers_lacks,
+        Support(ALL_BUT_FLOAT64, blind=SIXTEEN_BIT), lacks=xformers_lacks,
         objects=xformers_objects, memory_model="sdpa-flash", own_kernels=("fmha", "flash", "splitk"),
     ),
     "transformer-engine": _backend(
