@@ -340,6 +340,35 @@ def test_the_same_kernels_are_no_regression_on_an_h200_and_five_per_cent_are_one
     assert not [one for one in times if one.cell_id not in touched and one.verdict == "slower"]
 
 
+REPEATED = [f"repeat-bf16-{which}-h200-2026-11-24" for which in "ab"]
+
+
+def test_two_runs_apart_on_an_h200_have_no_regression() -> None:
+    a, b = (load(RESULTS / name) for name in REPEATED)
+    found = compare(a, b, 0.02)
+    assert found.exit_code == 0
+    assert found.agreement.medians > 100
+    assert found.agreement.within[0.015] >= 0.95
+
+
+@pytest.mark.parametrize(("factor", "least"), [(1.05, 0.9), (1.2, 1.0)])
+def test_a_slower_backend_is_found_between_two_runs_apart(factor: float, least: float) -> None:
+    a, b = (load(RESULTS / name) for name in REPEATED)
+    found: list[str | None] = []
+    for backend in ("eager", "sdpa-flash", "sdpa-cudnn"):
+        slower = [scaled(one, factor) if one.backend == backend else one for one in b.records]
+        times = [one for one in compare(a, replace(b, records=slower), 0.02).findings if one.what in PASSES]
+        assert not [one for one in times if one.backend != backend and one.verdict == "slower"]
+        found += [one.verdict for one in times if one.backend == backend and number_of(one.before) > 0.1]
+    assert len(found) > 60
+    assert share(found, "slower") >= least
+
+
+def number_of(value: object) -> float:
+    assert isinstance(value, float)
+    return value
+
+
 def change_of(rounds_ms: tuple[tuple[float, ...], tuple[float, ...]], each: int = 10) -> Finding:
     """What is found between two cells whose rounds lie where they are told to, samples scattering by 0.1 %."""
     cells = []
