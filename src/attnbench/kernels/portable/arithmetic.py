@@ -107,8 +107,8 @@ def narrowed(x, dtype: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, sums, PRECISION: tl.constexpr):
-    """sums + a @ b, of operands in parts, (high, low); the small terms first."""
+def _onto(sums, a, b, PRECISION: tl.constexpr):
+    """sums + a @ b as the units add, of operands in parts, (high, low); the small terms first."""
     if PRECISION == "fp16x3":
         sums = tl.dot(a[1], b[0], sums)
         sums = tl.dot(a[0], b[1], sums)
@@ -126,7 +126,27 @@ def product(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a @ b, of operands in parts."""
+    return _onto(tl.zeros((a[0].shape[0], b[0].shape[1]), tl.float32), a, b, PRECISION)
+
+
+@triton.jit
 def row_products(a, b, PRECISION: tl.constexpr):
     """a @ bᵀ, of operands in parts: each row of one with each row of the other."""
-    zeros = tl.zeros((a[0].shape[0], b[0].shape[0]), tl.float32)
-    return product(a, (tl.trans(b[0]), tl.trans(b[1])), zeros, PRECISION)
+    return product(a, (tl.trans(b[0]), tl.trans(b[1])), PRECISION)
+
+
+@triton.jit
+def add_product(sums, a, b, PRECISION: tl.constexpr):
+    """sums + a @ b, for sums that run over many tiles.
+
+    Tensor cores round every sum of theirs toward zero, one for each 16 terms: by some 2⁻²⁵ of it and always the same way,
+    so that n of them on running sums make a bias of n·2⁻²⁵, beyond 22 bits after a few tiles. A product from zeros has at
+    most BLOCK/16 of them at its full size, and adding it afterwards rounds to nearest. Triton does so itself in `tf32x3`
+    and `bf16x3`, FMA units round to nearest, and the other precisions are too coarse to tell.
+    """
+    if PRECISION == "fp16x3":
+        return sums + product(a, b, PRECISION)
+    else:  # noqa: RET505
+        return _onto(sums, a, b, PRECISION)

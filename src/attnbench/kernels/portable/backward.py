@@ -12,11 +12,11 @@ import triton.language as tl
 
 from attnbench.kernels.portable.arithmetic import (
     TOP,
+    add_product,
     exponent_at,
     exponent_of,
     narrowed,
     negated,
-    product,
     row_products,
     scaled,
     split,
@@ -87,7 +87,7 @@ def attnbench_dq(
                 p = tl.where(sees(queries[:, None], keys[None, :], M, offset, CAUSAL), p, 0.0)
             v_parts = load_parts(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
             ds = p * (row_products(do_parts, v_parts, PRECISION) * dp_scale - row_delta[:, None])
-            sums = product(narrowed(ds, k_parts[0].dtype, PARTS), k_parts, sums, PRECISION)
+            sums = add_product(sums, narrowed(ds, k_parts[0].dtype, PARTS), k_parts, PRECISION)
         begin, end = whole, seen
     if PARTS > 0:
         sums = scaled(sums, -ds_exponent - k_exponent)
@@ -156,12 +156,12 @@ def attnbench_dkdv(
                 if MASKED:
                     p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
                 do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
-                dv_sums = product(narrowed(p, q_parts[0].dtype, PARTS), do_parts, dv_sums, PRECISION)
+                dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_parts, PRECISION)
                 row_delta = tl.load(delta + rows + queries, mask=queries < N, other=0.0)
                 if PARTS > 0:
                     row_delta = scaled(row_delta, delta_exponent)
                 ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
-                dk_sums = product(narrowed(ds, q_parts[0].dtype, PARTS), q_parts, dk_sums, PRECISION)
+                dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_parts, PRECISION)
             begin, end = whole, N
     if PARTS > 0:
         dk_sums = scaled(dk_sums, -ds_exponent - q_exponent)

@@ -11,11 +11,11 @@ import triton.language as tl
 
 from attnbench.kernels.portable.arithmetic import (
     TOP,
+    add_product,
     exponent_at,
     exponent_of,
     narrowed,
     negated,
-    product,
     row_products,
     scaled,
     split,
@@ -101,9 +101,8 @@ def attnbench_forward(
                 base -= TOP  # weights fill the range of float16
             p = tl.exp2(scores * factor - base[:, None])
             weight = weight * shrink + tl.sum(p, 1)
-            acc = acc * shrink[:, None]
             v_parts = load_parts(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
-            acc = product(narrowed(p, v_parts[0].dtype, PARTS), v_parts, acc, PRECISION)
+            acc = add_product(acc * shrink[:, None], narrowed(p, v_parts[0].dtype, PARTS), v_parts, PRECISION)
             peak = new_peak
         begin, end = whole, seen
     blind = weight == 0.0
