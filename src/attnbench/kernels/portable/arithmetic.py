@@ -9,8 +9,8 @@ float16 and bfloat16 have one way to be multiplied, `native`. For float32 there 
   first halves, 11 bits like TensorFloat-32 at twice its rate.
 
 For the last two each operand is scaled by a power of two, so that its largest magnitude lies in [2¹³, 2¹⁴): the largest of
-its head, or of the tile where one program alone uses it. Then both halves of anything down to 2⁻¹⁷ of that largest keep all
-their bits, and below that the error stays under 2⁻³⁹ of the largest (one half: down to 2⁻²⁷, and 2⁻³⁸).
+its head, or of the tile where one program alone uses it. Second halves are kept 2¹¹ times as large. Then anything down to
+2⁻²⁷ of that largest keeps all its bits, and below that the error stays under 2⁻⁴⁹ of the largest (one half: under 2⁻³⁸).
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 TOP = tl.constexpr(13)
 """Binary exponent of the largest magnitude of a scaled operand, and of the weights' 1."""
+
+LIFT = tl.constexpr(2.0**11)
+"""By which second halves are larger than they count: as large as the first, so that they keep their bits as far down."""
 
 
 @triton.jit
@@ -77,9 +80,9 @@ def exponent_of(tile, PARTS: tl.constexpr):
 
 @triton.jit
 def halves(x):
-    """x as the sum of two float16."""
+    """x = high + low/LIFT, both float16."""
     high = x.to(tl.float16)
-    return high, (x - high.to(tl.float32)).to(tl.float16)
+    return high, ((x - high.to(tl.float32)) * LIFT).to(tl.float16)
 
 
 @triton.jit
@@ -108,14 +111,10 @@ def narrowed(x, dtype: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _onto(sums, a, b, PRECISION: tl.constexpr):
-    """sums + a @ b as the units add, of operands in parts, (high, low); the small terms first."""
-    if PRECISION == "fp16x3":
-        sums = tl.dot(a[1], b[0], sums)
-        sums = tl.dot(a[0], b[1], sums)
+    """sums + a @ b in one product, added up as the units do it."""
+    if PRECISION == "fp16x1":
         return tl.dot(a[0], b[0], sums)
-    elif PRECISION == "fp16x1":  # noqa: RET505
-        return tl.dot(a[0], b[0], sums)
-    elif PRECISION == "native":
+    elif PRECISION == "native":  # noqa: RET505
         if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
             return sums + tl.dot(a[0].to(tl.float32), b[0].to(tl.float32))
         return tl.dot(a[0], b[0], sums)
@@ -127,8 +126,12 @@ def _onto(sums, a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """a @ b, of operands in parts."""
-    return _onto(tl.zeros((a[0].shape[0], b[0].shape[1]), tl.float32), a, b, PRECISION)
+    """a @ b, of operands in parts, (high, low); the small terms first."""
+    if PRECISION == "fp16x3":
+        small = tl.dot(a[0], b[1], tl.dot(a[1], b[0]))
+        return tl.dot(a[0], b[0], small * (1 / LIFT))
+    else:  # noqa: RET505
+        return _onto(tl.zeros((a[0].shape[0], b[0].shape[1]), tl.float32), a, b, PRECISION)
 
 
 @triton.jit
