@@ -16,9 +16,6 @@ SUDO     := $(if $(filter-out 0,$(shell id -u)),sudo --non-interactive)
 
 .PHONY: run test browser clean
 
-# What is never imported need not be compiled
-INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
-
 run: $(VENV)/run.stamp
 	$(BIN)/attnbench run $(ARGS)
 
@@ -30,11 +27,11 @@ test: $(VENV)/test.stamp browser
 	$(BIN)/pytest -m alone
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[dataframe,report]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,report]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[dataframe,report,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dataframe,report,dev]'
 	@touch $@ $(VENV)/run.stamp
 
 browser:
