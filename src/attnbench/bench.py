@@ -168,15 +168,15 @@ class Bench:
             sampling = self._sample(
                 call, backend, budget_s, warm=first or self.step_s.get(backend, 0.0) > WARMTH_MATTERS_S
             )
-            device_ms: dict[str, float] = {}
+            seen_ms: dict[str, float] = {}
             if self.device.type == "cuda":
                 if first or sampling.near_cap:
-                    device_ms = self._seen_on_device(call, chosen, fields)
+                    seen_ms = self._seen_on_device(call, chosen, fields)
                 if first and not self.seeds_own:
                     fields |= self._with_the_host(call, sampling)
                 if last and self.settings.graph:
                     fields |= self._in_a_graph(call, budget_s)
-        return _reply(fields, sampling, done=self.seeds_own) | {"device_ms": device_ms}
+        return _reply(fields, sampling, done=self.seeds_own) | {"seen_ms": seen_ms}
 
     def _sample(self, call: Call, backend: str, budget_s: float, *, warm: bool) -> Sampling:
         if self.seeds_own:
@@ -267,15 +267,17 @@ class Bench:
     # --- further looks at a call that has just been timed ---
 
     def _seen_on_device(self, call: Call, backend: Backend, fields: dict[str, Any]) -> dict[str, float]:
-        """The device's own time of each pass, the clock still being where the samples left it; the kernels into `fields`.
+        """Each pass's time by the profiler and, of the same calls, by events; the kernels into `fields`.
 
-        Near the power cap the clock is never quite at rest, and a look at every visit sees what the samples see.
+        The clock is still where the samples left it. Near the power cap it is never quite at rest, and a look at every visit sees what the samples see.
         """
         near_cap = bool(self.near_cap.get(backend.name))
         seen = kernels.device_times(self.timer.stopwatch(call), near_cap=near_cap)
         fields |= {f"kernels_{name}": piece.names for name, piece in seen.items()}
         fields |= _fallback(backend, fields.get("kernels_forward", ()))
-        return {name: piece.device_ms for name, piece in seen.items() if piece.device_ms is not None}
+        times = {f"device_{name}_ms": piece.device_ms for name, piece in seen.items()}
+        times |= {f"watched_{name}_ms": piece.events_ms for name, piece in seen.items()}
+        return {name: ms for name, ms in times.items() if ms is not None}
 
     def _with_the_host(self, call: Call, sampling: Sampling) -> dict[str, Any]:
         """The time of a call among others back to back, where the host could matter to it."""

@@ -36,9 +36,10 @@ class Record:
 
     Times are medians over `*_samples_ms` (means under the seed's protocol); `*_iqr_ms` is the distance between the
     quartiles, `*_noise` the relative uncertainty of the median (`attnbench.measure.sampling.noise`). `device_*_ms` are
-    sums of kernel times, `call_*_ms` the wall time of a call among others back to back, `graph_*_ms` replays of a CUDA
-    graph, or `graph_reason` says why there are none. Errors are relative, against float64 (`attnbench.reference`).
-    Memory is above what the process held before the cell's inputs existed (`attnbench.measure.memory`).
+    sums of kernel times by the profiler, `watched_*_ms` what events saw of the very same calls. `call_*_ms` is the wall
+    time of a call among others back to back, `graph_*_ms` replays of a CUDA graph, or `graph_reason` says why there are
+    none. Errors are relative, against float64 (`attnbench.reference`). Memory is above what the process held before the
+    cell's inputs existed (`attnbench.measure.memory`).
 
     CUDA samples are without `event_overhead_ms`, which two events see besides a kernel.
 
@@ -83,6 +84,8 @@ class Record:
     forward_backward_samples_ms: tuple[float, ...] = ()
     device_forward_ms: float | None = None
     device_backward_ms: float | None = None
+    watched_forward_ms: float | None = None
+    watched_backward_ms: float | None = None
     call_forward_ms: float | None = None
     call_backward_ms: float | None = None
     graph_forward_ms: float | None = None

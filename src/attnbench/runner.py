@@ -39,7 +39,7 @@ class _Visits:
     fields: dict[str, Any] = field(default_factory=dict)
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
     windows: list[dict[str, Any]] = field(default_factory=list)
-    device_ms: dict[str, list[float]] = field(default_factory=dict)
+    seen_ms: dict[str, list[float]] = field(default_factory=dict)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
     count: int = 0
@@ -105,8 +105,8 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
     visits.windows += [window | {"round": visits.count} for window in reply.get("windows", ())]
     for name, samples in reply.get("samples_ms", {}).items():
         visits.samples_ms.setdefault(name, []).extend(samples)
-    for name, seen in reply.get("device_ms", {}).items():
-        visits.device_ms.setdefault(name, []).append(seen)
+    for name, seen in reply.get("seen_ms", {}).items():
+        visits.seen_ms.setdefault(name, []).append(seen)
     visits.count += 1
     visits.done = "status" in visits.fields or visits.count == ROUNDS or reply.get("done", False)
 
@@ -119,7 +119,7 @@ def _record(visits: _Visits, plan: Plan, store: Store) -> Record:
         for name, samples in visits.samples_ms.items():
             fields |= summary(name, samples, mean=seeds_own)
             fields[f"{name}_noise"] = noise(by_round(visits.windows, samples, name))
-        fields |= {f"device_{name}_ms": median(seen) for name, seen in visits.device_ms.items()}
+        fields |= {name: median(seen) for name, seen in visits.seen_ms.items()}
         fields |= _state(visits.windows) | {"windows": tuple(visits.windows)}
     else:  # a cell that failed on a later visit shows no time of the earlier ones
         fields = {name: value for name, value in fields.items() if not name.endswith("_ms") and name != "tags"}

@@ -34,12 +34,13 @@ class Seen:
     """What ran in a piece of work: names, each once, longest first, and the milliseconds the device spent in it.
 
     `queued_ms` is how long it takes where the host is ahead: from the beginning of the first kernel to the end of the last,
-    gaps between them counted up to `LONGEST_GAP_US`.
+    gaps between them counted up to `LONGEST_GAP_US`. `events_ms` is what a pair of events saw of the same calls.
     """
 
     names: tuple[str, ...]
     device_ms: float | None
     queued_ms: float | None = None
+    events_ms: float | None = None
 
 
 class Watch:
@@ -133,7 +134,7 @@ class Watchable(Protocol):
 
     def lead(self, seconds: float, most: int) -> None: ...
 
-    def watched(self, watch: Watch, repeats: int) -> None: ...
+    def watched(self, watch: Watch, repeats: int) -> dict[str, list[float]]: ...
 
 
 def device_times(stopwatch: Watchable, *, near_cap: bool = False) -> dict[str, Seen]:
@@ -148,17 +149,25 @@ def device_times(stopwatch: Watchable, *, near_cap: bool = False) -> dict[str, S
     with Watch(stopwatch.device) as watch:
         stopwatch.lead(LEAD_S if near_cap else 0.0, repeats)
         began = time.perf_counter()
-        stopwatch.watched(watch, repeats)
+        looks = [stopwatch.watched(watch, repeats)]
         while near_cap and time.perf_counter() - began < LOOK_S:
-            stopwatch.watched(watch, repeats)
+            looks.append(stopwatch.watched(watch, repeats))
     seen = watch.seen()
     by_pass = {"forward": seen[::2], "backward": seen[1::2]} if stopwatch.backward else {"forward": seen}
-    return {name: _typical(pieces) for name, pieces in by_pass.items() if pieces}
+    return {
+        name: _typical(pieces, [one for look in looks for one in look.get(name, ())])
+        for name, pieces in by_pass.items()
+        if pieces
+    }
 
 
-def _typical(seen: Sequence[Seen]) -> Seen:
+def _typical(seen: Sequence[Seen], by_events_ms: Sequence[float]) -> Seen:
     times = [one.device_ms for one in seen if one.device_ms is not None]
-    return Seen(seen[0].names, statistics.median(times) if times else None)
+    return Seen(seen[0].names, median(times), events_ms=median(by_events_ms))
+
+
+def median(times: Sequence[float]) -> float | None:
+    return statistics.median(times) if times else None
 
 
 def empty_kernel(device: torch.device, repeats: int = 20) -> tuple[float, float]:

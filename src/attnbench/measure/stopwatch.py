@@ -118,9 +118,7 @@ class CudaStopwatch:
         queued = time.perf_counter()
         self._host_s = min(self._host_s, (queued - began) / size)
         self._watch(taken, until=queued + self._device_s * size)
-        torch.cuda.synchronize(self.device)
-        for mark in self._marks:
-            taken.samples_ms[mark.name].append(max(0.0, mark.start.elapsed_time(mark.end) - self.overhead_ms))
+        self._read_marks(taken)
         first, last = self._marks[0].start, self._marks[-1].end
         self._device_s = first.elapsed_time(last) / 1e3 / size
         step_ms = sum(min(taken.samples_ms[name]) for name in PASSES[:2] if name in taken.samples_ms)
@@ -160,23 +158,36 @@ class CudaStopwatch:
         while time.perf_counter() - began < seconds:
             self.window(most)
 
-    def watched(self, watch: Callable[[Callable[[], Any]], Any], repeats: int) -> None:
+    def watched(self, watch: Callable[[Callable[[], Any]], Any], repeats: int) -> dict[str, list[float]]:
         """Some calls queued and flushed as samples are, forward and backward in turn, each a piece of work to `watch`.
 
         Steps are made as well, so that the load is the same, and are not looked at.
+
+        Returns the milliseconds that events saw of the very same calls, by pass; nothing where the device caught up.
         """
+        taken = Window({name: [] for name in PASSES[: 2 if self.backward else 1]})
+        self._marks = []
+
+        def timed(name: str, work: Callable[[], Any]) -> Any:
+            with self._mark(name, taken, flush=False):
+                return work()
+
         for _ in range(self.hold_for(repeats)):
             self.flush()
-            out = watch(self.call.forward)
+            out = watch(lambda: timed("forward", self.call.forward))
             if self.backward:
                 self.flush()
-                grads = watch(lambda out=out: self.call.backward(out))
+                grads = watch(lambda out=out: timed("backward", lambda: self.call.backward(out)))
                 del grads
             del out
             if self.backward and not self._at_one_go:
                 self.flush()
                 self.call.backward(self.call.forward())
-        torch.cuda.synchronize(self.device)
+        self._read_marks(taken)
+        if taken.starved:
+            self.wait_longer()
+            return {}
+        return taken.samples_ms
 
     def wait_longer(self) -> None:
         self._patience *= 2
@@ -198,6 +209,11 @@ class CudaStopwatch:
         # Had the device begun on it before the host was done with it, it could have waited for the host in between.
         taken.starved |= mark.start.query()
         self._marks.append(mark)
+
+    def _read_marks(self, taken: Window) -> None:
+        torch.cuda.synchronize(self.device)
+        for mark in self._marks:
+            taken.samples_ms[mark.name].append(max(0.0, mark.start.elapsed_time(mark.end) - self.overhead_ms))
 
     def _watch(self, taken: Window, until: float, interval_s: float = 0.01) -> None:
         """Reads the device's state while it works, at least once."""
