@@ -269,7 +269,8 @@ class Bench:
     def _seen_on_device(self, call: Call, backend: Backend, fields: dict[str, Any]) -> dict[str, float]:
         """Each pass's time by the profiler and, of the same calls, by events; the kernels into `fields`.
 
-        The clock is still where the samples left it. Near the power cap it is never quite at rest, and a look at every visit sees what the samples see.
+        The clock is still where the samples left it. Near the power cap it is never quite at rest, and a look at every
+        visit sees what the samples see.
         """
         near_cap = bool(self.near_cap.get(backend.name))
         seen = kernels.device_times(self.timer.stopwatch(call), near_cap=near_cap)
