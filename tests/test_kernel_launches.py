@@ -87,6 +87,112 @@ def test_a_float32_step_is_three_launches_and_five_and_a_16_bit_one_is_one_and_t
     assert launched == ["forward", "dq", "dkdv"]
 
 
+# --- launches are found again -----------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """A kernel that has been compiled, and its launches."""
+
+    def __init__(self, of: Jitted) -> None:
+        self.of = of
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args: self.of.again.append((grid, args))
+
+
+class Jitted:
+    """What stands in for a kernel of Triton's: each launch by itself compiles it anew."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.arg_names = kernel.arg_names
+        self.anew: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+        self.again: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
+        def launched(*args: Any, **constants: Any) -> Compiled:
+            rest = tuple(constants[name] for name in self.arg_names[len(args) :])
+            self.anew.append((grid, args + rest))
+            return Compiled(self)
+
+        return launched
+
+
+@pytest.fixture
+def jitted(monkeypatch: pytest.MonkeyPatch) -> list[Jitted]:
+    monkeypatch.setattr(launch.Launches, "_known", {})
+    kernels = [Jitted(getattr(launch, f"attnbench_{name}")) for name in KERNELS]
+    for name, kernel in zip(KERNELS, kernels, strict=True):
+        monkeypatch.setattr(launch, f"attnbench_{name}", kernel)
+    return kernels
+
+
+def anew(jitted: list[Jitted]) -> int:
+    return sum(len(kernel.anew) for kernel in jitted)
+
+
+def plain(launches: list[tuple[tuple[int, ...], tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    return [(grid, *(arg for arg in args if not isinstance(arg, Tensor))) for grid, args in launches]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_call_like_an_earlier_one_launches_what_that_compiled(jitted: list[Jitted], dtype: str) -> None:
+    case = small(dtype=dtype)
+    step(case)
+    compiled = anew(jitted)
+    assert compiled == (8 if dtype == "float32" else 3)
+    assert not any(kernel.again for kernel in jitted)
+    step(case)
+    assert anew(jitted) == compiled
+    for kernel in jitted:
+        assert plain(kernel.again) == plain(kernel.anew)
+
+
+UNLIKE: dict[str, Callable[[Tensor], Tensor]] = {
+    "longer": lambda x: x.new_zeros(*x.shape[:2], x.shape[2] + 1, x.shape[3]),
+    "other strides": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "not aligned": lambda x: x.new_zeros(x.numel() + 1)[1:].view(x.shape),
+    "other dtype": lambda x: x.half(),
+}
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+def test_a_call_on_other_tensors_compiles_its_own(jitted: list[Jitted], unlike: str) -> None:
+    q, k, v = (torch.zeros(2, 2, 32, 16) for _ in range(3))
+    for seen in (1, 2):
+        launch.forward(q, k, v, False, 0.25, "fp16x3")
+        assert anew(jitted) == 3 * seen
+        q, k, v = (UNLIKE[unlike](x) for x in (q, k, v))
+
+
+def test_calls_that_differ_in_a_constant_compile_their_own(jitted: list[Jitted]) -> None:
+    q, k, v = (torch.zeros(2, 2, 32, 16) for _ in range(3))
+    for seen, (causal, scale, precision) in enumerate(
+        [(False, 0.25, "fp16x3"), (True, 0.25, "fp16x3"), (False, -0.25, "fp16x3"), (False, 0.25, "fp16x1")], 1
+    ):
+        launch.forward(q, k, v, causal, scale, precision)
+        assert anew(jitted) == 3 * seen
+    launch.forward(q, k, v, False, 0.5, "fp16x3")
+    assert anew(jitted) == 12, "the size of the scale is no constant"
+
+
+def test_each_share_of_the_heads_compiles_its_own(jitted: list[Jitted], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MUCH_BYTES", 0)
+    q, k, v = (torch.zeros(2, 2, 32, 16) for _ in range(3))
+    launch.forward(q, k, v, False, 0.25, "fp16x3")
+    assert anew(jitted) == 6
+
+
+def test_no_more_is_kept_than_is_of_use(jitted: list[Jitted], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.Launches, "MOST", 3)
+    for length in range(1, 9):
+        q, k, v = (torch.zeros(1, 1, length, 16, dtype=torch.bfloat16) for _ in range(3))
+        launch.forward(q, k, v, False, 0.25, "native")
+        assert len(launch.Launches._known) <= 3
+    assert anew(jitted) == 8
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
 LARGE: dict[str, Any] = {"batch": 8, "heads": 1, "kv_heads": 1, "seq_len": 16384, "kv_len": 16384}
 
 

@@ -56,12 +56,12 @@ def test_each_gpu_has_a_table(capability: tuple[int, int], table: int) -> None:
     assert tiles.table_for(capability) == table
 
 
-def test_the_fastest_over_both_lengths_is_chosen_and_other_rows_stay() -> None:
+def test_the_fastest_over_all_lengths_is_chosen_and_other_rows_stay() -> None:
     balanced, long_only, short_only = Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)
     ms = {
-        balanced: {16384: 1.1, 1024: 0.011},
-        long_only: {16384: 1.0, 1024: 0.020},
-        short_only: {16384: 2.0, 1024: 0.010},
+        balanced: {16384: 1.1, 4096: 0.1, 1024: 0.011},
+        long_only: {16384: 1.0, 4096: 0.1, 1024: 0.020},
+        short_only: {16384: 2.0, 4096: 0.1, 1024: 0.010},
         Tile(16, 16, 4, 1): {16384: 9.0},  # given up after a sample
     }
     new = search.chosen(TILES[90], {ROW: ms})
@@ -116,12 +116,13 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
 
     def time_tiles(row: Row, some: list[Tile], over: object) -> dict[Tile, dict[int, float]]:
         asked.extend(some)
-        return {tile: {16384: float(tile.queries + tile.keys + tile.stages), 1024: 1.0} for tile in some}
+        ones = dict.fromkeys(timing.LENGTHS, 1.0)
+        return {tile: ones | {16384: float(tile.queries + tile.keys + tile.stages)} for tile in some}
 
     taken = inspection.Resources(100, 0, 1000)
     monkeypatch.setattr(search, "_taken", lambda row, capability, tile: (taken, ""))
     monkeypatch.setattr(search, "time_tiles", time_tiles)
-    known = {search.candidates(ROW)[0]: {16384: 1.0, 1024: 1.0}}
+    known = {search.candidates(ROW)[0]: dict.fromkeys(timing.LENGTHS, 1.0)}
     with ThreadPoolExecutor(1) as pool:
         first, second = search.search(ROW, known, 90, pool, lambda: False)
         assert not any(search.search(ROW, known, 90, pool, lambda: True)), "time is up"
@@ -145,7 +146,7 @@ def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest
     monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     monkeypatch.setattr(search, "_taken", lambda *_: (inspection.Resources(100, 0, 1000), ""))
     monkeypatch.setattr(
-        search, "time_tiles", lambda row, some, over: {tile: dict.fromkeys((16384, 1024), ms(tile)) for tile in some}
+        search, "time_tiles", lambda row, some, over: {tile: dict.fromkeys(timing.LENGTHS, ms(tile)) for tile in some}
     )
     narrow = ["--kernel", "forward", "--precision", "fp16x3", "--head-dim", "16", "--head-dim", "32"]
     out = tmp_path / "timings.jsonl"

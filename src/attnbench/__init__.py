@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from attnbench.case import Case
     from attnbench.errors import DiskFull, Interrupted, RequestError
     from attnbench.grid import Grid
+    from attnbench.kernels import attention as attention
     from attnbench.record import Record
     from attnbench.result import Result, load
 
 __version__ = "0.1.0"
 
 __all__ = ["Case", "DiskFull", "Grid", "Interrupted", "Record", "RequestError", "Result", "backend", "load", "run"]
+"""All but `attention`, which needs Triton: a star imports what works everywhere."""
 
 _HOMES = {
     "Case": "case",
@@ -26,6 +28,7 @@ _HOMES = {
     "Record": "record",
     "RequestError": "errors",
     "Result": "result",
+    "attention": "kernels",
     "backend": "backends",
     "load": "result",
     "run": "api",
@@ -40,4 +43,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

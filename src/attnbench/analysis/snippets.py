@@ -63,7 +63,7 @@ out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal={causal}SW
 out = out.transpose(1, 2)
 """
 _OWN = """\
-from attnbench.kernels import attention
+from attnbench import attention
 
 out = attention(q, k, v, causal={causal})
 """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 import triton
@@ -54,10 +56,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the largest magnitudes of k and v, as bits."""
     out, logsumexp, magnitudes = forward_results(q, k, precision)
-    for of_q, of_k in _shares(q, k, precision):
-        _forward(
-            q[of_q], k[of_k], v[of_k], out[of_q], logsumexp[of_q], magnitudes[of_k], causal, scale, precision
-        )  # fmt: skip
+    with _on_device_of(q):
+        for share, (of_q, of_k) in enumerate(_shares(q, k, precision)):
+            inputs = q[of_q], k[of_k], v[of_k]
+            launch = Launches.of(share, inputs, causal, scale, precision)
+            _forward(launch, *inputs, out[of_q], logsumexp[of_q], magnitudes[of_k], causal, scale, precision)
     return out, logsumexp, magnitudes
 
 
@@ -67,12 +70,19 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv, each of its tensor's shape, contiguous."""
     dq, dk, dv = backward_results(q, k, v)
-    for of_q, of_k in _shares(q, k, precision):
-        _backward(
-            q[of_q], k[of_k], v[of_k], out[of_q], d_out[of_q], logsumexp[of_q], magnitudes[of_k],
-            dq[of_q], dk[of_k], dv[of_k], causal, scale, precision,
-        )  # fmt: skip
+    with _on_device_of(q):
+        for share, (of_q, of_k) in enumerate(_shares(q, k, precision)):
+            inputs = q[of_q], k[of_k], v[of_k], out[of_q], d_out[of_q], logsumexp[of_q]
+            launch = Launches.of(share, inputs, causal, scale, precision)
+            _backward(launch, *inputs, magnitudes[of_k], dq[of_q], dk[of_k], dv[of_k], causal, scale, precision)
     return dq, dk, dv
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def _shares(q: Tensor, k: Tensor, precision: str) -> list[tuple[Index, Index]]:
@@ -95,14 +105,53 @@ def _both_halves(count: int) -> tuple[slice, slice]:
     return slice(0, count // 2), slice(count // 2, count)
 
 
+class Launches:
+    """The launches of calls that are alike: each kernel is compiled, and found again, once.
+
+    Triton looks at every argument of every launch to find the compiled kernel, which takes longer than to launch it. All
+    that it looks at follows from what makes calls alike: shapes, strides, dtypes and alignments of what they are given.
+    """
+
+    ALIGNMENT, MOST = 16, 4096
+    _known: ClassVar[dict[Hashable, Launches]] = {}
+
+    def __init__(self) -> None:
+        self._compiled: dict[Hashable, tuple[Any, Any, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def of(cls, share: int, inputs: tuple[Tensor, ...], causal: bool, scale: float, precision: str) -> Launches:
+        """Those of calls on inputs like these, which are the `share`-th part of what the caller gave."""
+        tensors = tuple((x.shape, x.stride(), x.data_ptr() % cls.ALIGNMENT) for x in inputs)
+        alike = share, tensors, inputs[0].dtype, inputs[0].device, causal, scale < 0, precision
+        if (found := cls._known.get(alike)) is None:
+            if len(cls._known) >= cls.MOST:
+                cls._known.clear()
+            found = cls._known[alike] = cls()
+        return found
+
+    def __call__(self, step: Hashable, kernel: Any, grid: tuple[Any, ...], *arguments: Any, **constants: Any) -> None:
+        """Launches a kernel; `step` tells this launch from the others of the call.
+
+        `constants` are options of the compiler and, in any order, the last arguments of the kernel.
+        """
+        known = self._compiled.get(step)
+        if known and known[0] is kernel:
+            _, compiled, rest = known
+            compiled[grid](*arguments, *rest)
+        elif compiled := kernel[grid](*arguments, **constants):  # the interpreter compiles nothing
+            rest = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+            self._compiled[step] = kernel, compiled, rest
+
+
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
+    launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
     causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
     batch, heads, seq_len, head_dim = q.shape
-    k, v, to_low = _streamed(k, v, _of_tiles(k, v, precision), magnitudes, precision)
+    k, v, to_low = _streamed(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
     chosen = tile("forward", head_dim, precision, q.device)
-    attnbench_forward[(triton.cdiv(seq_len, chosen.queries), batch * heads)](
+    launch(
+        "forward", attnbench_forward, (triton.cdiv(seq_len, chosen.queries), batch * heads),
         q, k, v, out, logsumexp, magnitudes, to_low,
         *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
         heads, k.shape[1], seq_len, k.shape[2], abs(scale) * LOG2_E,
@@ -111,8 +160,8 @@ def _forward(
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, logsumexp: Tensor, kv_magnitudes: Tensor,
-    dq: Tensor, dk: Tensor, dv: Tensor, causal: bool, scale: float, precision: str,
+    launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, logsumexp: Tensor,
+    kv_magnitudes: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
     batch, heads, seq_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1], k.shape[2]
@@ -122,8 +171,9 @@ def _backward(
 
     chosen = tile("dq", head_dim, precision, q.device)
     known = kv_magnitudes[:, :, None]
-    k_parts, v_parts, to_low = _streamed(k, v, known, torch.empty_like(kv_magnitudes), precision)
-    attnbench_dq[(triton.cdiv(seq_len, chosen.queries), batch * heads)](
+    k_parts, v_parts, to_low = _streamed(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
+    launch(
+        "dq", attnbench_dq, (triton.cdiv(seq_len, chosen.queries), batch * heads),
         q, k_parts, v_parts, out, d_out, logsumexp, delta, dq, kv_magnitudes, to_low,
         *q.stride(), *k_parts.stride(), *v_parts.stride(), *out.stride()[:3], *d_out.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
@@ -132,8 +182,10 @@ def _backward(
 
     chosen = tile("dkdv", head_dim, precision, q.device)
     q_do_magnitudes = torch.empty_like(kv_magnitudes)
-    q_parts, do_parts, to_low = _streamed(q, d_out, _of_tiles(q, d_out, precision), q_do_magnitudes, precision)
-    attnbench_dkdv[(triton.cdiv(kv_len, chosen.keys), batch * kv_heads)](
+    of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
+    q_parts, do_parts, to_low = _streamed(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
+    launch(
+        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, chosen.keys), batch * kv_heads),
         q_parts, k, v, do_parts, logsumexp, delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
         *q_parts.stride(), *k.stride(), *v.stride(), *dk.stride()[:3], *do_parts.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
@@ -143,7 +195,7 @@ def _backward(
 # --- operands ---------------------------------------------------------------------------------------------------------
 
 
-def _of_tiles(x: Tensor, y: Tensor, precision: str) -> Tensor | None:
+def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor, precision: str) -> Tensor | None:
     """The largest magnitudes of tiles of x and y (B, H, N, D), as bits: (B, H, tiles, 2); None where none is scaled."""
     if precision not in HALVES:
         return None
@@ -151,14 +203,15 @@ def _of_tiles(x: Tensor, y: Tensor, precision: str) -> Tensor | None:
     block = _rows_of_a_program(head_dim)
     tiles = -(-rows // block)
     found = x.new_empty((batch, heads, tiles, 2), dtype=torch.int32)
-    attnbench_magnitudes[(tiles, batch * heads, 2)](
-        x, y, found, *x.stride(), *y.stride(), heads, rows, D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim)
-    )
+    launch(
+        ("magnitudes", step), attnbench_magnitudes, (tiles, batch * heads, 2),
+        x, y, found, *x.stride(), *y.stride(), heads, rows, D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim),
+    )  # fmt: skip
     return found
 
 
 def _streamed(
-    x: Tensor, y: Tensor, of_tiles: Tensor | None, magnitudes: Tensor, precision: str
+    launch: Launches, step: str, x: Tensor, y: Tensor, of_tiles: Tensor | None, magnitudes: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, int]:
     """What a kernel streams over for x and y (B, H, N, D): themselves, or first halves and how far behind the second lie.
 
@@ -172,7 +225,8 @@ def _streamed(
     to_low = x_parts.stride(0)
     block = _rows_of_a_program(head_dim)
     tiles = of_tiles.shape[1] * of_tiles.shape[2] // kv_heads
-    attnbench_halves[(triton.cdiv(rows, block), batch * heads, 2)](
+    launch(
+        ("halves", step), attnbench_halves, (triton.cdiv(rows, block), batch * heads, 2),
         x, y, x_parts, y_parts, of_tiles, magnitudes, to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles,
         D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim), PARTS=HALVES[precision], AT_ONCE=256,
     )  # fmt: skip

@@ -148,6 +148,7 @@ def search(
     row: Row, known: Mapping[Tile, Mapping[int, float]], capability: int, pool: Executor, over: Callable[[], bool]
 ) -> Iterator[dict[Tile, dict[int, float]]]:
     """Timings of a row in two lots: every shape, and the best shapes with other stages."""
+    clock = time.perf_counter
     in_use = TILES[capability][row.kernel, row.precision][WIDTHS.index(row.head_dim)]
     for refine in (False, True):
         tiles = candidates(row)
@@ -156,8 +157,14 @@ def search(
             best = sorted(ranked, key=lambda tile: ranked[tile])[:REFINED]
             tiles = [Tile(tile.queries, tile.keys, tile.warps, stages) for tile in best for stages in OTHER_STAGES]
         new = [tile for tile in dict.fromkeys([*tiles, in_use]) if tile not in known]
+        began = clock()
         fit = [tile for tile, _, why in usable(row, new, capability, pool) if not why]
+        compiled = clock()
         found = time_tiles(row, fit, over) if fit and not over() else {}
+        click.echo(
+            f"         {len(new)} compiled in {compiled - began:.0f} s, {len(fit)} tried in {clock() - compiled:.0f} s",
+            err=True,
+        )
         known = {**known, **found}
         yield found
 
