@@ -23,11 +23,11 @@ CUDA = torch.device("cuda", 0)
 # --- random cases -----------------------------------------------------------------------------------------------------
 
 ARITHMETIC: list[tuple[torch.dtype, str]] = [
-    *((torch.float32, precision) for precision in ERROR),
+    *((torch.float32, precision) for precision in (*ERROR, "fp16x3", "fp16x1")),
     *((dtype, "ieee") for dtype in ERROR_16_BIT),
 ]
-LIMIT = ERROR | {"fp16x1": 4e-3, "tf32": 1e-2}
-"""Tensor cores cut operands off to TensorFloat-32 where the interpreter does not, and scores are larger here."""
+LIMIT = ERROR | {"fp16x1": 4e-3}
+"""Scores are larger here than where the interpreter runs the kernels."""
 HEAD_DIMS = (16, 64, 7, 128, 32, 100, 256, 1, 80, 40, 192)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "side by side": lambda x: x,
@@ -60,7 +60,7 @@ def random_cases(chunk: int) -> Iterator[dict[str, Any]]:
             "heads": kv_heads * draw.choice([1, 2, 4]),
             "seq_len": multiple * draw.randint(not rest, 320 // multiple) + rest,
             "kv_len": multiple * draw.randint(not rest, 320 // multiple) + rest,
-            "scale": draw.choice([None, 0.5, 1.5]) if chunk % 7 else -1.0,  # in units of 1/√head_dim
+            "scale": draw.choice([None, 0.5, 1.5]) if chunk % 3 else -1.0,  # in units of 1/√head_dim
             "seed": draw.randint(0, 1 << 30),
         }
 

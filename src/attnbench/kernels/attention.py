@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnbench.kernels.portable import launch
-from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, NATIVE
+from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, NATIVE, SERVED_BY
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GREATEST_HEAD_DIM = 256
@@ -27,9 +27,10 @@ def attention(
     mask is aligned to the bottom right, unlike that of `scaled_dot_product_attention(is_causal=True)`. A query that sees
     no key gives zeros, and gets a gradient of zeros. `scale` is 1/√head_dim unless given.
 
-    `precision` is how products of float32 are made: `ieee`; `fp16x3`, `tf32x3` or `bf16x3`, which take three products on
-    tensor cores; `fp16x1` or `tf32`, which take one. By default it is what `torch.get_float32_matmul_precision` says:
-    fp16x3, of full accuracy, for `highest`, else fp16x1. It does nothing for 16-bit types.
+    `precision` is how products of float32 are made: `ieee`, in full; `fp16x3`, as accurate, by three products on tensor
+    cores; `fp16x1`, as accurate as TensorFloat-32, by one. Schemes of other names have the one of these that is as accurate
+    and faster: `tf32x3` and `bf16x3` are fp16x3, `tf32` is fp16x1. By default it is what
+    `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else fp16x1. It does nothing for 16-bit types.
 
     The backward is deterministic. It cannot be differentiated again.
 
@@ -46,13 +47,14 @@ def attention(
     _check(q, k, v)
     if precision is None:
         precision = _precision_of_switch()
-    if precision not in FLOAT32_PRECISIONS:
-        raise ValueError(f"precision {precision!r} is not known; there are {', '.join(FLOAT32_PRECISIONS)}")
+    if precision not in (*FLOAT32_PRECISIONS, *SERVED_BY):
+        known = ", ".join((*FLOAT32_PRECISIONS, *SERVED_BY))
+        raise ValueError(f"precision {precision!r} is not known; there are {known}")
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not math.isfinite(factor):
         raise ValueError(f"scale is {scale}; it must be finite")
     out, _, _ = torch.ops.attnbench.attention_forward(
-        q, k, v, causal, factor, precision if q.dtype == torch.float32 else NATIVE
+        q, k, v, causal, factor, SERVED_BY.get(precision, precision) if q.dtype == torch.float32 else NATIVE
     )
     return out
 

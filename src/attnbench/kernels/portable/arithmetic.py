@@ -3,9 +3,7 @@
 float16 and bfloat16 have one way to be multiplied, `native`. For float32 there are these, by name:
 
 - `ieee`: every product and sum in float32, on the FMA units.
-- `tf32x3`, `bf16x3`: three products on tensor cores, of the parts that Triton splits each operand into; `tf32`: one, of
-  operands rounded to 11 bits.
-- `fp16x3`: three products of two float16 halves, which together hold 22 bits of an operand; `fp16x1`: one product of the
+- `fp16x3`: three products on tensor cores, of two float16 halves, which together hold 22 bits of an operand; `fp16x1`: one product of the
   first halves, 11 bits like TensorFloat-32 at twice its rate.
 
 For the last two each operand is scaled by a power of two, so that its largest magnitude lies in [2¹³, 2¹⁴): the largest of
@@ -21,7 +19,9 @@ import triton.language as tl
 HALVES = {"fp16x3": 2, "fp16x1": 1}
 """Precisions that multiply float16 halves, and how many of each operand."""
 
-FLOAT32_PRECISIONS = ("ieee", "tf32x3", "bf16x3", "tf32", *HALVES)
+FLOAT32_PRECISIONS = ("ieee", *HALVES)
+SERVED_BY = {"tf32x3": "fp16x3", "bf16x3": "fp16x3", "tf32": "fp16x1"}
+"""Schemes known by these names elsewhere, and the one here that is as accurate at the least, and faster."""
 NATIVE = "native"
 """The precision of 16-bit types."""
 
@@ -118,10 +118,8 @@ def _onto(sums, a, b, PRECISION: tl.constexpr):
         if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
             return sums + tl.dot(a[0].to(tl.float32), b[0].to(tl.float32))
         return tl.dot(a[0], b[0], sums)
-    elif INTERPRETED:  # which knows one precision
-        return tl.dot(a[0], b[0], sums, input_precision="ieee")
     else:
-        return tl.dot(a[0], b[0], sums, input_precision=PRECISION)
+        return tl.dot(a[0], b[0], sums, input_precision="ieee")
 
 
 @triton.jit
@@ -146,8 +144,8 @@ def add_product(sums, a, b, PRECISION: tl.constexpr):
 
     Tensor cores round every sum of theirs toward zero, one for each 16 terms: by some 2⁻²⁵ of it and always the same way,
     so that n of them on running sums make a bias of n·2⁻²⁵, beyond 22 bits after a few tiles. A product from zeros has at
-    most BLOCK/16 of them at its full size, and adding it afterwards rounds to nearest. Triton does so itself in `tf32x3`
-    and `bf16x3`, FMA units round to nearest, and the other precisions are too coarse to tell.
+    most BLOCK/16 of them at its full size, and adding it afterwards rounds to nearest. FMA units round to nearest, and
+    the other precisions are too coarse to tell.
     """
     if PRECISION == "fp16x3":
         return sums + product(a, b, PRECISION)

@@ -29,7 +29,7 @@ from attnbench.kernels.portable.inspection import KERNELS, Resources, resources
 from attnbench.kernels.portable.tiles import SHARED_BYTES, TILES, WIDTHS, Table, Tile, table_for
 from attnbench.kernels.portable.timing import LENGTHS, Row, time_tiles
 
-PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "tf32", "ieee")
+PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "ieee")
 
 # --- candidates -------------------------------------------------------------------------------------------------------
 

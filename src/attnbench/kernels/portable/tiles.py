@@ -35,10 +35,7 @@ HOPPER: Table = {
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 32, 4, 1),
     ),
     ("forward", "fp16x3"): (
-        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(16, 32, 4, 1),
-    ),
-    ("forward", "tf32"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1),
+        Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3), Tile(128, 32, 8, 2), Tile(16, 32, 4, 1),
     ),
     ("forward", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -50,10 +47,7 @@ HOPPER: Table = {
         Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("dq", "fp16x3"): (
-        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(16, 32, 4, 1),
-    ),
-    ("dq", "tf32"): (
-        Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1),
+        Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(16, 32, 4, 1),
     ),
     ("dq", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
@@ -65,10 +59,7 @@ HOPPER: Table = {
         Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("dkdv", "fp16x3"): (
-        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
-    ),
-    ("dkdv", "tf32"): (
-        Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
+        Tile(128, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
     ("dkdv", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -86,9 +77,6 @@ AMPERE: Table = {
     ("forward", "fp16x3"): (
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), Tile(16, 32, 4, 1),
     ),
-    ("forward", "tf32"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1),
-    ),
     ("forward", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
@@ -101,9 +89,6 @@ AMPERE: Table = {
     ("dq", "fp16x3"): (
         Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2), Tile(64, 32, 8, 1), Tile(16, 32, 4, 1),
     ),
-    ("dq", "tf32"): (
-        Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1),
-    ),
     ("dq", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
     ),
@@ -115,9 +100,6 @@ AMPERE: Table = {
     ),
     ("dkdv", "fp16x3"): (
         Tile(64, 64, 4, 1), Tile(32, 128, 8, 1), Tile(64, 32, 8, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
-    ),
-    ("dkdv", "tf32"): (
-        Tile(32, 64, 4, 1), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
     ("dkdv", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -133,9 +115,6 @@ SHARED_BYTES = {80: 99 << 10, 90: 227 << 10}
 
 FROM = {80: 80, 90: 90, 120: 80}
 """The table that serves GPUs from a compute capability on, up to the next."""
-
-LIKE = {"tf32x3": "fp16x3", "bf16x3": "fp16x3"}
-"""Precisions without rows of their own."""
 
 
 def table_for(capability: tuple[int, int]) -> int:
@@ -154,4 +133,4 @@ def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Ti
     if device.type == "cpu":
         return INTERPRETED
     width = next(index for index, width in enumerate(WIDTHS) if head_dim <= width)
-    return _table_of(device)[kernel, LIKE.get(precision, precision)][width]
+    return _table_of(device)[kernel, precision][width]
