@@ -108,8 +108,11 @@ def test_xformers_without_its_compiled_part_is_not_available(monkeypatch: pytest
     monkeypatch.setattr(sys.modules["xformers._cpp_lib"], "_cpp_library_load_exception", problem)
     reason = backends.load("xformers").lacks("cuda")
     assert str(reason).endswith(
-        "what is compiled in it was not loaded: libcudart.so.12: cannot open shared object file"
+        "what is compiled in it was not loaded: libcudart.so.12: cannot open shared object file; "
+        "pip install nvidia-cuda-runtime-cu12"
     )
+    problem.__cause__ = OSError("undefined symbol: x")
+    assert str(backends.load("xformers").lacks("cuda")).endswith("was not loaded: undefined symbol: x")
 
 
 # --- packages that are not here, or do not work -----------------------------------------------------------------------
@@ -157,6 +160,33 @@ def test_a_package_is_looked_at_before_it_is_imported(
     assert package.absent() == absent
     assert package.broken() == broken
     assert package.version() == f"standin {version}"
+
+
+def test_a_library_that_no_loader_finds_is_taken_from_nvidias_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of xFormers, built for CUDA 12, beside a PyTorch built for CUDA 13."""
+    wanted, here, loaded = "libcudart.so.12", {"libcudart.so.13"}, []
+
+    def load(name: str) -> None:
+        if name not in here:
+            raise OSError(f"{name}: cannot open shared object file")
+        loaded.append(name)
+
+    monkeypatch.setattr("attnbench.backends.packages.ctypes.CDLL", load)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = replace(put(tmp_path, "linked.ops", "attend = 1"), library=wanted)
+    assert package.broken() is None, "whatever is missing, it is the package that says so"
+    assert not loaded
+    brought = tmp_path / "nvidia" / "cuda_runtime" / "lib" / wanted
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    here.add(str(brought))
+    package.load()
+    assert loaded == [str(brought)]
+    here.add(wanted)
+    package.load()
+    assert loaded == [str(brought), wanted]
 
 
 def test_a_package_that_takes_half_of_another_for_the_whole_is_not_shown_it(

@@ -79,6 +79,19 @@ def complaint_of(backend: Backend, case: Case, *, backward: bool) -> str | None:
         return repr(error)
 
 
+def soil() -> None:
+    """Whoever takes memory after this finds it full of other data, and not of zeros that happen to be right."""
+    blocks = [torch.full((1 << bits,), 0x47, dtype=torch.uint8, device=CUDA) for bits in range(9, 27) for _ in range(4)]
+    del blocks
+
+
+def known_to_be_wrong(name: str, case: Case, *, backward: bool) -> str | None:
+    """What is wrong with a backend though it takes the case; a run finds it `incorrect`."""
+    if name.startswith("flash-attn-4") and backward and -(-case.d_model // 16) % 2:
+        return "dq"  # parts of it are never written: https://github.com/Dao-AILab/flash-attention/pull/2896
+    return None
+
+
 def agrees_with_itself(name: str, case: Case) -> None:
     """Holds what a backend says of a case against what comes of it."""
     backend = backends.load(name)
@@ -86,10 +99,13 @@ def agrees_with_itself(name: str, case: Case) -> None:
         pytest.skip(why_not)
     backward = backend.support["cuda"].backward
     reason = backend.refuses(Ask(case, "cuda", backward, torch.cuda.get_device_capability()))
+    soil()
     complaint = complaint_of(backend, case, backward=backward)
     if not case.causal and not backend.support["cuda"].full:
         pytest.skip("it could, but what the mask costs is what it is there to show")
-    if reason is None:
+    if reason is None and (wrong := known_to_be_wrong(name, case, backward=backward)):
+        assert str(complaint).startswith(wrong), "it is no longer wrong, or in another way"
+    elif reason is None:
         assert complaint is None
     assert complaint is not None or reason is None, f"it refused with {reason!r}, but it would have been right"
 

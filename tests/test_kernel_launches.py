@@ -91,13 +91,14 @@ def test_a_float32_step_is_three_launches_and_five_and_a_16_bit_one_is_one_and_t
 
 
 class Compiled:
-    """A kernel that has been compiled, and its launches."""
+    """A kernel that has been compiled, and its launches. As Triton's own it takes no grid of fewer than three dimensions."""
 
     def __init__(self, of: Jitted) -> None:
         self.of = of
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args: self.of.again.append((grid, args))
+        x, y, z = grid
+        return lambda *args: self.of.again.append(((x, y, z), args))
 
 
 class Jitted:

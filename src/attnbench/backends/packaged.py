@@ -44,7 +44,8 @@ def xformers_lacks(_device: str) -> str | None:
     if (problem := library._cpp_library_load_exception) is None:
         return None
     said = str(problem.__cause__ or problem).strip().partition("\n")[0]
-    return f"{PACKAGES['xformers'].version()}: what is compiled in it was not loaded: {printable(said)}"
+    remedy = "; pip install nvidia-cuda-runtime-cu12" if PACKAGES["xformers"].library in said else ""
+    return f"{PACKAGES['xformers'].version()}: what is compiled in it was not loaded: {printable(said)}{remedy}"
 
 
 def xformers_objects(ask: Ask) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import re
@@ -21,7 +22,8 @@ class Package:
     """A package: what is imported of it, under which names it is installed, and how to get it.
 
     `brings` is what the module must have: some packages leave it out where their compiled part cannot be loaded.
-    `takes_for_whole` is a module whose parent alone it looks for, and then fails on importing the module itself.
+    `takes_for_whole` is a module whose parent alone it looks for, and then fails on importing the module itself. `library`
+    is a shared library that it is linked with and does not bring.
     """
 
     module: str
@@ -30,6 +32,7 @@ class Package:
     least: str = "0"
     brings: str = ""
     takes_for_whole: str = ""
+    library: str = ""
 
     @property
     def name(self) -> str:
@@ -41,6 +44,8 @@ class Package:
 
     def load(self) -> ModuleType:
         """Imports it. Raises whatever that raises."""
+        if self.library:
+            _make_known(self.library)
         with _hidden(self.takes_for_whole):
             return importlib.import_module(self.module)
 
@@ -76,6 +81,7 @@ PACKAGES: dict[str, Package] = {
     "xformers": Package(
         "xformers.ops", ("xformers",), "pip install xformers", brings="memory_efficient_attention",
         takes_for_whole="flash_attn.flash_attn_interface",  # version 4 brings a flash_attn without it
+        library="libcudart.so.12",  # of CUDA 12, where PyTorch may bring that of a later one
     ),
     "cudnn": Package("cudnn", ("nvidia-cudnn-frontend",), "pip install nvidia-cudnn-frontend", "1.5"),
     "transformer_engine": Package(
@@ -85,6 +91,23 @@ PACKAGES: dict[str, Package] = {
     "jax": Package("jax", ("jax",), "pip install 'attnbench[jax]', for CUDA 'jax[cuda13]' besides", "0.7"),
 }  # fmt: skip
 """Every package that a backend needs besides PyTorch, by the name of the process that it is used in."""
+
+
+def _make_known(library: str) -> None:
+    """Loads a library that no loader finds by its name from NVIDIA's Python packages, if one brings it."""
+    if _loads(library):
+        return
+    for folder in sys.path:
+        if any(map(_loads, sorted(map(str, Path(folder).glob(f"nvidia/*/lib/{library}"))))):
+            return
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

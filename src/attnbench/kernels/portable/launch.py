@@ -129,10 +129,12 @@ class Launches:
             found = cls._known[alike] = cls()
         return found
 
-    def __call__(self, step: Hashable, kernel: Any, grid: tuple[Any, ...], *arguments: Any, **constants: Any) -> None:
+    def __call__(
+        self, step: Hashable, kernel: Any, grid: tuple[Any, Any, Any], *arguments: Any, **constants: Any
+    ) -> None:
         """Launches a kernel; `step` tells this launch from the others of the call.
 
-        `constants` are options of the compiler and, in any order, the last arguments of the kernel.
+        What is compiled wants all three dimensions of the grid, where the kernel itself fills them up. `constants` are options of the compiler and, in any order, the last arguments of the kernel.
         """
         known = self._compiled.get(step)
         if known and known[0] is kernel:
@@ -151,7 +153,7 @@ def _forward(
     k, v, to_low = _streamed(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
     chosen = tile("forward", head_dim, precision, q.device)
     launch(
-        "forward", attnbench_forward, (triton.cdiv(seq_len, chosen.queries), batch * heads),
+        "forward", attnbench_forward, (triton.cdiv(seq_len, chosen.queries), batch * heads, 1),
         q, k, v, out, logsumexp, magnitudes, to_low,
         *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
         heads, k.shape[1], seq_len, k.shape[2], abs(scale) * LOG2_E,
@@ -173,7 +175,7 @@ def _backward(
     known = kv_magnitudes[:, :, None]
     k_parts, v_parts, to_low = _streamed(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
     launch(
-        "dq", attnbench_dq, (triton.cdiv(seq_len, chosen.queries), batch * heads),
+        "dq", attnbench_dq, (triton.cdiv(seq_len, chosen.queries), batch * heads, 1),
         q, k_parts, v_parts, out, d_out, logsumexp, delta, dq, kv_magnitudes, to_low,
         *q.stride(), *k_parts.stride(), *v_parts.stride(), *out.stride()[:3], *d_out.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
@@ -185,7 +187,7 @@ def _backward(
     of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
     q_parts, do_parts, to_low = _streamed(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
     launch(
-        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, chosen.keys), batch * kv_heads),
+        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, chosen.keys), batch * kv_heads, 1),
         q_parts, k, v, do_parts, logsumexp, delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
         *q_parts.stride(), *k.stride(), *v.stride(), *dk.stride()[:3], *do_parts.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
