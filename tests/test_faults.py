@@ -85,13 +85,37 @@ def request(**changes: object) -> Request:
     return Request(Grid(), "grid", ("eager",), {}, "cpu", **changes)  # pyright: ignore[reportArgumentType]
 
 
-def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
+def visit(backend: str) -> dict[str, object]:
     case = {"batch": 1, "heads": 1, "kv_heads": 1, "seq_len": 8, "kv_len": 8, "d_model": 4}
+    order = {"first": True, "last": False, "budget_s": 0.01}
+    return {"task": "visit", "case": case, "backend": backend, "source": None} | order
 
-    def visit(backend: str) -> dict[str, object]:
-        order = {"first": True, "last": False, "budget_s": 0.01}
-        return {"task": "visit", "case": case, "backend": backend, "source": None} | order
 
+def test_workers_asked_at_once_start_at_once_and_each_answers_or_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnbench.executors.local.MOST_WORKERS", 3)
+    own = [f"{MISBEHAVING}:{name}" for name in ("exits", "right", "hangs", "raises")]
+    with LocalExecutor(request()) as executor:
+        began = time.monotonic()
+        crash, right, timeout, error, eager = executor.ask_each(
+            [(visit(name), 0.5 if name.endswith("hangs") else 60, name) for name in (*own, "eager")]
+        )
+        took = time.monotonic() - began
+        assert isinstance(crash, WorkerLost)
+        assert crash.fields["status"] == "crash"
+        assert isinstance(timeout, WorkerLost)
+        assert timeout.fields["status"] == "timeout"
+        assert isinstance(error, dict)
+        assert error["fields"]["status"] == "error"
+        for answer in (right, eager):
+            assert isinstance(answer, dict)
+            assert "samples_ms" in answer
+        assert executor.starts == 5
+        assert executor.starting_s < took
+        assert "samples_ms" in executor.ask(visit(own[1]), 60, own[1])
+        assert executor.starts == 5, "it is still there"
+
+
+def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
     with LocalExecutor(request()) as executor:
         assert "samples_ms" in executor.ask(visit("eager"), 60, "eager")
         assert "samples_ms" in executor.ask(visit(f"{MISBEHAVING}:right"), 60, f"{MISBEHAVING}:right")

@@ -111,18 +111,18 @@ def describe(
     told: dict[str, Any] = {}
     problems: list[str] = []
     found: dict[str, dict[str, Any]] = {}
-    for worker, group in groups.items():
-        # torch is loaded by now; what takes long after that is a package or a user's module
-        patience_s = max(30.0, timeout_s) if worker else START_TIMEOUT_S
+    # torch is loaded by then; what takes long after that is a package or a user's module
+    patience_s = {worker: max(30.0, timeout_s) if worker else START_TIMEOUT_S for worker in groups}
+    answers = executor.ask_each([
+        (asked | {"names": group}, patience_s[worker], group[0]) for worker, group in groups.items()
+    ])  # fmt: skip
+    for (worker, group), answer in zip(groups.items(), answers, strict=True):
         installed = worker != "" and group[0] in backends.every()
-        try:
-            answer = executor.ask(asked | {"names": group}, patience_s, group[0])
-            if failed := answer.get("fields"):
-                raise WorkerLost("error", "setup", failed["reason"])
-        except WorkerLost as lost:
+        failed = answer if isinstance(answer, WorkerLost) else answer.get("fields", {}).get("reason")
+        if isinstance(answer, WorkerLost) or failed:
             if not installed:
-                raise RequestError(f"{', '.join(group)} cannot be loaded: {lost}") from None
-            found |= {name: _lost(name, f"loading it failed: {lost}", len(cases)) for name in group}
+                raise RequestError(f"{', '.join(group)} cannot be loaded: {failed}") from None
+            found |= {name: _lost(name, f"loading it failed: {failed}", len(cases)) for name in group}
             continue
         told = told or answer
         for backend in answer["backends"]:

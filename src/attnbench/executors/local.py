@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -50,6 +51,7 @@ class _Process:
     log: Any
     limit_bytes: int | None
     buffer: bytes = b""
+    ready: bool = False
 
     def send(self, message: dict[str, Any]) -> None:
         os.write(self.requests, (json.dumps(message) + "\n").encode())
@@ -95,9 +97,11 @@ class _Process:
 
 
 class LocalExecutor:
-    """Carries requests to worker processes, one request at a time. A context manager: leaving it ends the workers.
+    """Carries requests to worker processes; of those that are timed, one at a time. A context manager: leaving it ends the
+    workers.
 
-    Which backends share one, `attnbench.backends.worker_of` says; beside the one for PyTorch's own, `MOST_WORKERS` are kept.
+    Which backends share one, `attnbench.backends.worker_of` says; beside the one for PyTorch's own,
+    `MOST_WORKERS` are kept.
     """
 
     def __init__(self, request: Request) -> None:
@@ -132,14 +136,44 @@ class LocalExecutor:
             WorkerLost: it died, hung for longer than `timeout_s`, or held more memory than it may. It is gone then, and
                 the next request starts another.
         """
-        key = backends.worker_of(backend) if backend else ""
+        (reply,) = self.ask_each([(message, timeout_s, backend)])
+        if isinstance(reply, WorkerLost):
+            raise reply
+        return reply
+
+    def ask_each(self, requests: Sequence[tuple[dict[str, Any], float, str]]) -> list[dict[str, Any] | WorkerLost]:
+        """What `ask` would return or raise for each of some requests, to as many workers, which start and work at once.
+
+        For what is not timed. Each is a message, a time and a backend.
+        """
+        replies: list[dict[str, Any] | WorkerLost] = []
+        for some in (requests[i : i + MOST_WORKERS] for i in range(0, len(requests), MOST_WORKERS)):
+            keys = [backends.worker_of(backend) if backend else "" for *_, backend in some]
+            for key in keys:
+                self._launch(key)
+            sent = [self._send(key, message) for key, (message, _, _) in zip(keys, some, strict=True)]
+            for key, lost, (_, timeout_s, _) in zip(keys, sent, some, strict=True):
+                replies.append(lost or self._reply(key, timeout_s))
+        return replies
+
+    def _send(self, key: str, message: dict[str, Any]) -> WorkerLost | None:
+        """Sends a request once the worker is there to read it."""
         began = time.monotonic()
-        process = self._processes.pop(key, None) or self._start(key)
-        self._processes[key] = process  # the one used last is the last
-        self.starting_s += time.monotonic() - began
+        try:
+            self._await_start(key)
+        except WorkerLost as lost:
+            return lost
+        finally:
+            self.starting_s += time.monotonic() - began
         with suppress(BrokenPipeError):  # it died between two requests; waiting tells how
-            process.send(message)
-        reply = self._wait(key, timeout_s)
+            self._processes[key].send(message)
+        return None
+
+    def _reply(self, key: str, timeout_s: float) -> dict[str, Any] | WorkerLost:
+        try:
+            reply = self._wait(key, timeout_s)
+        except WorkerLost as lost:
+            return lost
         self.spent_s.update(reply.get("spent_s", {}))
         self.pulses_ms += [reply["pulse_ms"]] if "pulse_ms" in reply else []
         if reply.get("sick"):
@@ -149,7 +183,11 @@ class LocalExecutor:
     def _end(self, key: str) -> int:
         return self._processes.pop(key).end()
 
-    def _start(self, key: str) -> _Process:
+    def _launch(self, key: str) -> None:
+        """Starts the process, unless it runs; the one used last is the last."""
+        if (process := self._processes.pop(key, None)) is not None:
+            self._processes[key] = process
+            return
         own = [other for other in self._processes if other]
         if key and len(own) >= MOST_WORKERS:
             self._end(own[0])
@@ -188,14 +226,19 @@ class LocalExecutor:
         os.close(request_read)
         os.close(reply_write)
         self.starts += 1
-        self._processes[key] = process = _Process(
+        self._processes[key] = _Process(
             popen, request_write, reply_read, log, limit if request.device == "cpu" else None
         )
+
+    def _await_start(self, key: str) -> None:
+        """Raises `WorkerLost` where the process could not start."""
+        if self._processes[key].ready:
+            return
         reply = self._wait(key, START_TIMEOUT_S)
         if broken := reply.get("broken"):
             self._end(key)
             raise WorkerLost("crash", "setup", f"the worker process could not start: {broken}")
-        return process
+        self._processes[key].ready = True
 
     def _wait(self, key: str, timeout_s: float) -> dict[str, Any]:
         process = self._processes[key]
