@@ -67,7 +67,7 @@ MODELS: dict[str, MemoryModel] = {
     "sdpa-efficient": MemoryModel(accumulator=64, accumulates_float32=True),
     "sdpa-cudnn": MemoryModel(accumulator=1),
     "flex": MemoryModel(rows=(2, 2)),
-    "attnbench": MemoryModel(halves=True),
+    "attnbench": MemoryModel(rows=(1, 3), halves=True),
 }
 """By family, as PyTorch's CUDA kernels allocate."""
 

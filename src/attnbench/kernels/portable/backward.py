@@ -27,23 +27,39 @@ from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, 
 
 @triton.jit
 def _exponent_of_ds(do_exponent, v_exponent, LOG2_D: tl.constexpr):
-    """The exponent by which dS is scaled: |dP − δ| is at most twice D·max|dO|·max|V|, so the product stays below 2¹⁵."""
-    return do_exponent + v_exponent - TOP - 2 - LOG2_D
+    """The exponent by which dS is scaled: |dP − δ| is at most twice D·max|dO|·max|V|, so the product stays below 2¹⁵.
+
+    Two to that power must be a float32: of gradients that are smaller still nothing is left in the end.
+    """
+    return tl.minimum(tl.maximum(do_exponent + v_exponent - TOP - 2 - LOG2_D, -110), 126)
+
+
+@triton.jit
+def _top(PARTS: tl.constexpr):
+    """The binary exponent by which weights are scaled."""
+    if PARTS > 0:
+        return TOP
+    else:  # noqa: RET505
+        return 0
 
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes"])
 def attnbench_dq(
-    q, k, v, out, do, logsumexp, delta, dq, kv_magnitudes, to_low,
+    q, k, v, out, do, logsumexp, own_logsumexp, own_delta, dq, kv_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_ob, stride_oh, stride_on,
     stride_gb, stride_gh, stride_gn, stride_gd,
-    H, G, N, M, score_scale, scale,
+    H, G, N, M, ROWS, score_scale, scale,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dq (B, H, N, D), laid out as `out` is, and delta (B, H, N). Grid: (tiles of queries, B·H)."""
+    """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS).
+
+    That is delta, and the logsumexp by which it shifts scores, which is infinite past the last query. Reading these by
+    masks would cost it more than the mask of the scores does. Grid: (tiles of ROWS queries, B·H).
+    """
     tile, head = tl.program_id(0), tl.program_id(1)
     if CAUSAL:
         tile = tl.num_programs(0) - 1 - tile
@@ -54,12 +70,13 @@ def attnbench_dq(
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     q, do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
-    rows = head.to(tl.int64) * N + queries
-    row_logsumexp = tl.load(logsumexp + rows, mask=queries < N, other=float("inf"))
+    row_logsumexp = tl.load(logsumexp + head.to(tl.int64) * N + queries, mask=queries < N, other=float("inf"))
     do_tile = load_rows(do, queries, stride_gn, stride_gd, N, BLOCK_D, D, True)
     out_tile = load_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, 1, N, BLOCK_D, D, True)
     row_delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-    tl.store(delta + rows, row_delta, mask=queries < N)
+    rows = head.to(tl.int64) * ROWS + queries
+    tl.store(own_logsumexp + rows, row_logsumexp - _top(PARTS))
+    tl.store(own_delta + rows, row_delta)
 
     q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
     if NEGATED:
@@ -76,6 +93,8 @@ def attnbench_dq(
     q_parts, do_parts = split(q_tile, q_exponent, PARTS), split(do_tile, do_exponent, PARTS)
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
     whole, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
+    if tile * BLOCK_M >= N:
+        whole, seen = 0, 0
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     begin, end = 0, whole
     for MASKED in tl.static_range(2):
@@ -96,13 +115,13 @@ def attnbench_dq(
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dkdv(
-    q, k, v, do, logsumexp, delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
+    q, k, v, do, own_logsumexp, own_delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gn, stride_gd,
-    H, G, N, M, score_scale, scale,
+    H, G, N, M, ROWS, score_scale, scale,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -133,33 +152,28 @@ def attnbench_dkdv(
         first = tl.minimum(N, tl.maximum(0, tile * BLOCK_N - offset)) // BLOCK_M * BLOCK_M
         whole = tl.cdiv(tl.maximum(0, tl.minimum(tile * BLOCK_N + BLOCK_N, M) - 1 - offset), BLOCK_M) * BLOCK_M
         whole = tl.maximum(first, tl.minimum(whole, tl.cdiv(N, BLOCK_M) * BLOCK_M))
-    dp_scale, delta_exponent = 1.0, 0
+    dp_scale, delta_scale = 1.0, 1.0
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
         ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
         dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent - TOP)  # weights are scaled by 2ᵀᴼᴾ
-        delta_exponent = ds_exponent - TOP
+        delta_scale = scaled(delta_scale, ds_exponent - TOP)
     for i in range(shared):
         h = g * shared + i
-        rows = (b * H + h).to(tl.int64) * N
+        rows = (b * H + h).to(tl.int64) * ROWS
         head_q, head_do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
         begin, end = first, whole
         for MASKED in tl.static_range(1, -1, -1):  # everything transposed: keys are rows
             for start in range(begin, end, BLOCK_M):
                 queries = start + tl.arange(0, BLOCK_M)
                 q_parts = load_parts(head_q, to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
-                # Past the last query the logsumexp is infinite and all weights are zero.
-                row_logsumexp = tl.load(logsumexp + rows + queries, mask=queries < N, other=float("inf"))
-                if PARTS > 0:
-                    row_logsumexp -= TOP
+                row_logsumexp = tl.load(own_logsumexp + rows + queries)
                 p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
                 if MASKED:
                     p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
                 do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
                 dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_parts, PRECISION)
-                row_delta = tl.load(delta + rows + queries, mask=queries < N, other=0.0)
-                if PARTS > 0:
-                    row_delta = scaled(row_delta, delta_exponent)
+                row_delta = tl.load(own_delta + rows + queries) * delta_scale
                 ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
                 dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_parts, PRECISION)
             begin, end = whole, N
