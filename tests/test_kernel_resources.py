@@ -17,10 +17,13 @@ SPILL = {("dq", "ieee", 256)}
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("mask", [(), ("--causal",)], ids=["full", "causal"])
 @pytest.mark.parametrize("capability", SHARED_BYTES)
-def test_no_tile_spills_registers_or_asks_for_more_shared_memory_than_there_is(capability: int) -> None:
+def test_no_tile_spills_registers_or_asks_for_more_shared_memory_than_there_is(
+    capability: int, mask: tuple[str, ...]
+) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "attnbench.kernels.portable.inspection", "--capability", str(capability)]
+    command = [sys.executable, "-m", "attnbench.kernels.portable.inspection", "--capability", str(capability), *mask]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(compiled) == 60

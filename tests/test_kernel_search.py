@@ -120,11 +120,11 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
         return {tile: ones | {16384: float(tile.queries + tile.keys + tile.stages)} for tile in some}
 
     taken = inspection.Resources(100, 0, 1000)
-    monkeypatch.setattr(search, "_taken", lambda row, capability, tile: (taken, ""))
+    monkeypatch.setattr(search, "_taken", lambda row, capability, tile, causal=False: (taken, ""))
     monkeypatch.setattr(search, "time_tiles", time_tiles)
     known = {search.candidates(ROW)[0]: dict.fromkeys(timing.LENGTHS, 1.0)}
     with ThreadPoolExecutor(1) as pool:
-        first, second = search.search(ROW, known, 90, pool, lambda: False)
+        first, second, dropped = search.search(ROW, known, 90, pool, lambda: False)
         assert not any(search.search(ROW, known, 90, pool, lambda: True)), "time is up"
     assert len(asked) == len(set(asked))
     assert not set(known) & set(asked)
@@ -132,6 +132,22 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
     assert TILES[90]["forward", "fp16x3"][0] in first
     assert {tile.stages for tile in second} == {1, 3, 4}
     assert len({(tile.queries, tile.keys, tile.warps) for tile in second}) == search.REFINED
+    assert not dropped
+
+
+def test_what_spills_under_a_causal_mask_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, fit, slow = Tile(128, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 2)
+    ms = {fit: dict.fromkeys(timing.LENGTHS, 2.0), fast: dict.fromkeys(timing.LENGTHS, 1.0),
+          slow: dict.fromkeys(timing.LENGTHS, 3.0), Tile(16, 16, 4, 1): {16384: 0.5}}  # fmt: skip
+    spilled = {fast: 8, fit: 0, slow: 8}
+    monkeypatch.setattr(
+        search, "_taken", lambda row, capability, tile, causal: (inspection.Resources(255, spilled[tile], 0), "")
+    )
+    with ThreadPoolExecutor(1) as pool:
+        dropped = search.spilling_under_a_mask(ROW, ms, 90, pool)
+    assert dropped == [fast]
+    left = ms | {tile: {} for tile in dropped}
+    assert search.chosen(TILES[90], {ROW: left})["forward", "fp16x3"][0] == fit
 
 
 def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -144,7 +160,7 @@ def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
-    monkeypatch.setattr(search, "_taken", lambda *_: (inspection.Resources(100, 0, 1000), ""))
+    monkeypatch.setattr(search, "_taken", lambda *_, **__: (inspection.Resources(100, 0, 1000), ""))
     monkeypatch.setattr(
         search, "time_tiles", lambda row, some, over: {tile: dict.fromkeys(timing.LENGTHS, ms(tile)) for tile in some}
     )

@@ -3,7 +3,7 @@
     python -m attnbench.kernels.portable.search --out timings.jsonl --limit-seconds 600
 
 Kernels are compiled by as many processes as there are cores; what spills registers or asks for too much shared memory is not
-timed, nor is what comes out wrong. Timings are appended to the file as they come, and what stands there is not timed again, so
+timed, nor is what comes out wrong. What is fastest is compiled with a causal mask as well, and dropped where it spills then. Timings are appended to the file as they come, and what stands there is not timed again, so
 that a search that was cut off goes on. Where no GPU is, `--dry-run` lists the candidates and what they take.
 """
 
@@ -36,6 +36,9 @@ PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "ieee")
 QUERIES, KEYS, WARPS = (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8)
 FIRST_STAGES, OTHER_STAGES, REFINED = 2, (1, 3, 4), 3
 """Every shape of tile is tried with the first; the fastest few of them with the others too."""
+
+MASKED = 8
+"""How many of the fastest tiles are compiled with a causal mask, to find one that does not spill under it either."""
 
 
 def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[int]) -> list[Row]:
@@ -91,9 +94,23 @@ def usable(
         yield tile, found, why
 
 
-def _taken(row: Row, capability: int, tile: Tile) -> tuple[Resources | None, str]:
+def spilling_under_a_mask(
+    row: Row, ms: Mapping[Tile, Mapping[int, float]], capability: int, pool: Executor
+) -> list[Tile]:
+    """The tiles that are faster than the fastest of those that do not spill under a causal mask either."""
+    ranked = slowness(ms)
+    first = sorted(ranked, key=lambda tile: ranked[tile])[:MASKED]
+    spilling: list[Tile] = []
+    for tile, (found, _) in zip(first, pool.map(partial(_taken, row, capability, causal=True), first), strict=True):
+        if found and not found.spilled_bytes:
+            break
+        spilling.append(tile)
+    return spilling
+
+
+def _taken(row: Row, capability: int, tile: Tile, *, causal: bool = False) -> tuple[Resources | None, str]:
     try:
-        return resources(row.kernel, row.precision, row.head_dim, tile, capability=capability), ""
+        return resources(row.kernel, row.precision, row.head_dim, tile, causal=causal, capability=capability), ""
     except Exception as error:  # the compiler's, of many kinds
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
 
@@ -147,7 +164,7 @@ def timings(file: Path | None, capability: int) -> dict[Row, dict[Tile, dict[int
 def search(
     row: Row, known: Mapping[Tile, Mapping[int, float]], capability: int, pool: Executor, over: Callable[[], bool]
 ) -> Iterator[dict[Tile, dict[int, float]]]:
-    """Timings of a row in two lots: every shape, and the best shapes with other stages."""
+    """Timings of a row in lots: every shape, the best shapes with other stages, and none of what is of no use."""
     clock = time.perf_counter
     in_use = TILES[capability][row.kernel, row.precision][WIDTHS.index(row.head_dim)]
     for refine in (False, True):
@@ -167,6 +184,7 @@ def search(
         )
         known = {**known, **found}
         yield found
+    yield {tile: {} for tile in spilling_under_a_mask(row, known, capability, pool)}
 
 
 @click.command(help=__doc__)
