@@ -162,21 +162,19 @@ def attnbench_dkdv(
         h = g * shared + i
         rows = (b * H + h).to(tl.int64) * ROWS
         head_q, head_do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
-        begin, end = first, whole
-        for MASKED in tl.static_range(1, -1, -1):  # everything transposed: keys are rows
-            for start in range(begin, end, BLOCK_M):
-                queries = start + tl.arange(0, BLOCK_M)
-                q_parts = load_parts(head_q, to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
-                row_logsumexp = tl.load(own_logsumexp + rows + queries)
-                p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
-                if MASKED:
+        for start in range(first, N, BLOCK_M):  # everything transposed: keys are rows
+            queries = start + tl.arange(0, BLOCK_M)
+            q_parts = load_parts(head_q, to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
+            row_logsumexp = tl.load(own_logsumexp + rows + queries)
+            p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
+            if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
+                if start < whole:
                     p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
-                do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
-                dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_parts, PRECISION)
-                row_delta = tl.load(own_delta + rows + queries) * delta_scale
-                ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
-                dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_parts, PRECISION)
-            begin, end = whole, N
+            do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
+            dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_parts, PRECISION)
+            row_delta = tl.load(own_delta + rows + queries) * delta_scale
+            ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
+            dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_parts, PRECISION)
     if PARTS > 0:
         dk_sums = scaled(dk_sums, -ds_exponent - q_exponent)
         dv_sums = scaled(dv_sums, -do_exponent - TOP)
