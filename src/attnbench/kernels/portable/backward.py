@@ -45,7 +45,7 @@ def _top(PARTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes"])
 def attnbench_dq(
-    q, k, v, out, do, logsumexp, own_logsumexp, own_delta, dq, kv_magnitudes, to_low,
+    q, k, v, out, do, logsumexp, of_rows, dq, kv_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
@@ -55,10 +55,10 @@ def attnbench_dq(
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS).
+    """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
-    That is delta, and the logsumexp by which it shifts scores, which is infinite past the last query. Reading these by
-    masks would cost it more than the mask of the scores does. Grid: (tiles of ROWS queries, B·H).
+    That is the logsumexp by which it shifts scores, infinite past the last query, and delta. Reading them apart, and by
+    masks, would cost it a quarter of its instructions. Grid: (tiles of ROWS queries, B·H).
     """
     tile, head = tl.program_id(0), tl.program_id(1)
     if CAUSAL:
@@ -74,9 +74,9 @@ def attnbench_dq(
     do_tile = load_rows(do, queries, stride_gn, stride_gd, N, BLOCK_D, D, True)
     out_tile = load_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, 1, N, BLOCK_D, D, True)
     row_delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-    rows = head.to(tl.int64) * ROWS + queries
-    tl.store(own_logsumexp + rows, row_logsumexp - _top(PARTS))
-    tl.store(own_delta + rows, row_delta)
+    pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
+    tl.store(pairs, row_logsumexp - _top(PARTS))
+    tl.store(pairs + 1, row_delta)
 
     q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
     if NEGATED:
@@ -115,7 +115,7 @@ def attnbench_dq(
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dkdv(
-    q, k, v, do, own_logsumexp, own_delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
+    q, k, v, do, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
@@ -160,19 +160,19 @@ def attnbench_dkdv(
         delta_scale = scaled(delta_scale, ds_exponent - TOP)
     for i in range(shared):
         h = g * shared + i
-        rows = (b * H + h).to(tl.int64) * ROWS
+        pairs = of_rows + 2 * (b * H + h).to(tl.int64) * ROWS
         head_q, head_do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
         for start in range(first, N, BLOCK_M):  # everything transposed: keys are rows
             queries = start + tl.arange(0, BLOCK_M)
             q_parts = load_parts(head_q, to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
-            row_logsumexp = tl.load(own_logsumexp + rows + queries)
+            row_logsumexp, row_delta = tl.split(tl.load(pairs + 2 * queries[:, None] + tl.arange(0, 2)[None, :]))
             p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
             if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
                 if start < whole:
                     p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
             do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
             dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_parts, PRECISION)
-            row_delta = tl.load(own_delta + rows + queries) * delta_scale
+            row_delta *= delta_scale
             ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
             dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_parts, PRECISION)
     if PARTS > 0:

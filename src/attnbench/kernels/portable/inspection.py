@@ -98,7 +98,7 @@ def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource
             signature[name] = "*fp16" if name in streamed else f"*{own}"
         elif name.endswith("_magnitudes"):
             signature[name] = "*i32"
-        elif name in ("logsumexp", "own_logsumexp", "own_delta"):
+        elif name in ("logsumexp", "of_rows"):
             signature[name] = "*fp32"
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"

@@ -170,7 +170,7 @@ def _backward(
     chosen, last = (tile(kernel, head_dim, precision, q.device) for kernel in ("dq", "dkdv"))
     step = max(chosen.queries, last.queries)  # both are powers of two
     rows = -(-seq_len // step) * step
-    own_logsumexp, own_delta = (logsumexp.new_empty((batch, heads, rows)) for _ in range(2))
+    of_rows = logsumexp.new_empty((batch, heads, rows, 2))
     sizes = (heads, kv_heads, seq_len, kv_len, rows, abs(scale) * LOG2_E, scale)
     bound = {"LOG2_D": (head_dim - 1).bit_length()}
 
@@ -178,7 +178,7 @@ def _backward(
     k_parts, v_parts, to_low = _streamed(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
     launch(
         "dq", attnbench_dq, (triton.cdiv(rows, chosen.queries), batch * heads, 1),
-        q, k_parts, v_parts, out, d_out, logsumexp, own_logsumexp, own_delta, dq, kv_magnitudes, to_low,
+        q, k_parts, v_parts, out, d_out, logsumexp, of_rows, dq, kv_magnitudes, to_low,
         *q.stride(), *k_parts.stride(), *v_parts.stride(), *out.stride()[:3], *d_out.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, chosen), **bound,
     )  # fmt: skip
@@ -189,7 +189,7 @@ def _backward(
     q_parts, do_parts, to_low = _streamed(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
     launch(
         "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, last.keys), batch * kv_heads, 1),
-        q_parts, k, v, do_parts, own_logsumexp, own_delta, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
+        q_parts, k, v, do_parts, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
         *q_parts.stride(), *k.stride(), *v.stride(), *dk.stride()[:3], *do_parts.stride(), *sizes,
         **_constants(head_dim, precision, causal, scale, last), **bound,
     )  # fmt: skip

@@ -56,7 +56,7 @@ HOPPER: Table = {
         Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 1), Tile(32, 32, 8, 2),
     ),
     ("dkdv", "fp16x1"): (
-        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2), Tile(32, 32, 4, 1),
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 1), Tile(32, 32, 4, 1),
     ),
     ("dkdv", "fp16x3"): (
         Tile(128, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -93,7 +93,7 @@ AMPERE: Table = {
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
     ),
     ("dkdv", "native"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 1), Tile(32, 64, 4, 1), Tile(32, 32, 4, 1),
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 1), Tile(32, 64, 4, 1), Tile(32, 32, 8, 2),
     ),
     ("dkdv", "fp16x1"): (
         Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 1), Tile(32, 64, 4, 1), Tile(32, 32, 8, 2),
@@ -102,7 +102,7 @@ AMPERE: Table = {
         Tile(64, 64, 4, 2), Tile(32, 128, 8, 1), Tile(64, 32, 8, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
     ("dkdv", "ieee"): (
-        Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
+        Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
 }  # fmt: skip
 """As Hopper's were, but for what spills there or needs more shared memory than the smallest of these GPUs has. Not timed."""

@@ -35,7 +35,7 @@ class Row:
     head_dim: int
 
 
-RESULTS = {"forward": ("out", "logsumexp"), "dq": ("dq", "own_delta"), "dkdv": ("dk", "dv")}
+RESULTS = {"forward": ("out", "logsumexp"), "dq": ("dq",), "dkdv": ("dk", "dv")}
 CLOSE_ENOUGH, SLOW, ROUNDS = 1e-2, 1.4, 7
 """How far results may be from those of the tile in use; from how many times the best on a tile is given up; the rounds of
 those that are left."""
