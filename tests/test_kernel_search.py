@@ -190,6 +190,39 @@ def test_spills_and_too_much_shared_memory_are_told(monkeypatch: pytest.MonkeyPa
     assert why == ["spills 8 bytes", "needs more than 101376 bytes of shared memory", "CompilationError: no", ""]
 
 
+LISTING = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDGSTS.E [R2], desc[UR4][R4.64] ;
+        /*0020*/                   @P0 BRA `(.L_x_2) ;
+        /*0030*/                   FMUL R6, R6, R7 ;
+.L_x_2:
+        /*0040*/                   HGMMA.64x64x16.F32 R24, gdesc[UR8], RZ, !UPT ;
+        /*0050*/              @!P1 BRA `(.L_x_1) ;
+        /*0060*/                   EXIT ;
+"""
+
+
+def test_a_loop_is_what_lies_between_a_label_and_the_branch_back_to_it() -> None:
+    (body,) = inspection.loops(LISTING)
+    assert [one.split()[-1 if "BRA" in one else 0] for one in body] == [
+        "LDGSTS.E", "`(.L_x_2)", "FMUL", "HGMMA.64x64x16.F32", "`(.L_x_1)",
+    ]  # fmt: skip
+
+
+def test_a_score_costs_a_handful_of_instructions() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    asked = (
+        "from attnbench.kernels.portable.inspection import instructions_a_score; "
+        "from attnbench.kernels.portable.tiles import Tile; "
+        "print(instructions_a_score('forward', 'native', 16, Tile(128, 64, 8, 3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, env=environment)
+    unmasked, masked = json.loads(done.stdout)
+    assert 5 < unmasked < masked < 12, "an exponential, a scale, a maximum, a sum, half a conversion, and the rest"
+
+
 def test_without_a_gpu_a_search_says_so() -> None:
     done = CliRunner().invoke(search.main, ["--precision", "ieee"])
     assert done.exit_code == 2

@@ -1,7 +1,7 @@
-"""What the compiler makes of the kernels, with no GPU present: registers, spills and shared memory.
+"""What the compiler makes of the kernels, with no GPU present: registers, spills, shared memory and instructions.
 
 `python -m attnbench.kernels.portable.inspection` prints it for every tile in use, as lines of JSON; with `--causal` as it
-is under a causal mask.
+is under a causal mask. `--instructions` disassembles them, and counts what a score costs in the loops.
 """
 
 from __future__ import annotations
@@ -55,6 +55,54 @@ def resources(
 
     Raises what the compiler raises, where the kernel needs more than the GPU has.
     """
+    compiled = _compiled(kernel, precision, head_dim, tile, causal, capability)
+    told = _ask(knobs.nvidia.cuobjdump.path, "-res-usage", of=compiled)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    if not found:
+        raise RuntimeError(f"cuobjdump did not tell what the kernel uses: {told.strip()[:200]}")
+    return Resources(int(found[1]), int(found[2]), compiled.metadata.shared)
+
+
+def instructions_a_score(
+    kernel: str, precision: str, head_dim: int, tile: Tile, *, causal: bool = False, capability: int = 90
+) -> list[float]:
+    """How many instructions each loop over tiles issues for a score, the shortest loop first.
+
+    Of a loop within a loop both are there. What a branch leaves out most of the time, such as a mask, is counted.
+    """
+    compiled = _compiled(kernel, precision, head_dim, tile, causal, capability)
+    scores = tile.queries * tile.keys / (32 * tile.warps)
+    bodies = loops(_ask(knobs.nvidia.nvdisasm.path, "-c", of=compiled))
+    return sorted(
+        round(len(body) / scores, 2) for body in bodies if any(re.search(r"\bH?G?MMA\b", one) for one in body)
+    )
+
+
+def loops(disassembly: str) -> list[list[str]]:
+    """The instructions of each loop: from the label that a branch goes back to, to the branch."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    found: list[list[str]] = []
+    for line in disassembly.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(instruction[1].strip())
+            branch = re.search(r"\bBRA\b.*?(\.L_\w+)", instructions[-1])
+            if branch and branch[1] in labels:
+                found.append(instructions[labels[branch[1]] :])
+    return found
+
+
+def _ask(tool: str, *options: str, of: Any) -> str:
+    """What a tool of CUDA's says of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(of.asm["cubin"])
+        file.flush()
+        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bool, capability: int) -> Any:
     constants = {
         "PRECISION": precision,
         "PARTS": HALVES.get(precision, 0),
@@ -68,19 +116,9 @@ def resources(
     }
     function = KERNELS[kernel]
     source = _source(function, {name: constants[name] for name in function.arg_names if name in constants}, precision)
-    compiled = triton.compile(
+    return triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
     )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        told = subprocess.run(
-            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
-    if not found:
-        raise RuntimeError(f"cuobjdump did not tell what the kernel uses: {told.strip()[:200]}")
-    return Resources(int(found[1]), int(found[2]), compiled.metadata.shared)
 
 
 def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource:
@@ -109,17 +147,21 @@ def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource
     return ASTSource(kernel, signature, fixed, attributes)
 
 
-def _told(causal: bool, use: tuple[int, str, str, int, Tile]) -> dict[str, Any]:
+def _told(causal: bool, count: bool, use: tuple[int, str, str, int, Tile]) -> dict[str, Any]:
     capability, kernel, precision, head_dim, tile = use
-    found = resources(kernel, precision, head_dim, tile, causal=causal, capability=capability)
-    row = {"capability": capability, "kernel": kernel, "precision": precision, "head_dim": head_dim}
-    return row | asdict(tile) | asdict(found)
+    asked = (kernel, precision, head_dim, tile)
+    row = {"capability": capability, "kernel": kernel, "precision": precision, "head_dim": head_dim} | asdict(tile)
+    row |= asdict(resources(*asked, causal=causal, capability=capability))
+    if count:
+        row["instructions_a_score"] = instructions_a_score(*asked, causal=causal, capability=capability)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--capability", type=int, choices=TILES, help="Only the tiles for this one; by default all.")
     parser.add_argument("--causal", action="store_true", help="Kernels with a causal mask.")
+    parser.add_argument("--instructions", action="store_true", help="Count those that loops issue for a score.")
     asked = parser.parse_args()
     uses = [
         (capability, *key, width, tile)
@@ -129,7 +171,7 @@ def main() -> None:
         for width, tile in zip(WIDTHS, tiles, strict=True)
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for told in pool.map(partial(_told, asked.causal), uses):
+        for told in pool.map(partial(_told, asked.causal, asked.instructions), uses):
             print(json.dumps(told), flush=True)  # noqa: T201
 
 
