@@ -3,8 +3,8 @@
 float16 and bfloat16 have one way to be multiplied, `native`. For float32 there are these, by name:
 
 - `ieee`: every product and sum in float32, on the FMA units.
-- `fp16x3`: three products on tensor cores, of two float16 halves, which together hold 22 bits of an operand; `fp16x1`: one product of the
-  first halves, 11 bits like TensorFloat-32 at twice its rate.
+- `fp16x3`: three products on tensor cores, of two float16 halves, which together hold 22 bits of an operand; `fp16x1`:
+  one product of the first halves, 11 bits like TensorFloat-32 at twice its rate.
 
 For the last two each operand is scaled by a power of two, so that its largest magnitude lies in [2¹³, 2¹⁴): the largest of
 its head, or of the tile where one program alone uses it. Second halves are kept 2¹¹ times as large. Then anything down to

@@ -29,9 +29,10 @@ from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, 
 def _exponent_of_ds(do_exponent, v_exponent, LOG2_D: tl.constexpr):
     """The exponent by which dS is scaled: |dP − δ| is at most twice D·max|dO|·max|V|, so the product stays below 2¹⁵.
 
-    Two to that power must be a float32: of gradients that are smaller still nothing is left in the end.
+    Two to that power, with the weights' scale taken off or not, must be a float32. Where the bound is beyond 2¹²⁸, float32
+    has no such dP; of gradients so small that they would want more than 2¹²⁶, nothing is left in the end.
     """
-    return tl.minimum(tl.maximum(do_exponent + v_exponent - TOP - 2 - LOG2_D, -110), 126)
+    return tl.minimum(tl.maximum(do_exponent + v_exponent - TOP - 2 - LOG2_D, TOP - 126), 126)
 
 
 @triton.jit

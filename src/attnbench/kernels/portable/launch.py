@@ -134,7 +134,8 @@ class Launches:
     ) -> None:
         """Launches a kernel; `step` tells this launch from the others of the call.
 
-        What is compiled wants all three dimensions of the grid, where the kernel itself fills them up. `constants` are options of the compiler and, in any order, the last arguments of the kernel.
+        What is compiled wants all three dimensions of the grid, where the kernel itself fills them up. `constants` are
+        options of the compiler and, in any order, the last arguments of the kernel.
         """
         known = self._compiled.get(step)
         if known and known[0] is kernel:

@@ -3,8 +3,9 @@
     python -m attnbench.kernels.portable.search --out timings.jsonl --limit-seconds 600
 
 Kernels are compiled by as many processes as there are cores; what spills registers or asks for too much shared memory is not
-timed, nor is what comes out wrong. What is fastest is compiled with a causal mask as well, and dropped where it spills then. Timings are appended to the file as they come, and what stands there is not timed again, so
-that a search that was cut off goes on. Where no GPU is, `--dry-run` lists the candidates and what they take.
+timed, nor is what comes out wrong. What is fastest is compiled with a causal mask as well, and dropped where it spills then.
+Timings are appended to the file as they come, and what stands there is not timed again, so that a search that was cut off goes
+on. Where no GPU is, `--dry-run` lists the candidates and what they take.
 """
 
 from __future__ import annotations
