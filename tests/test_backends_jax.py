@@ -292,4 +292,20 @@ def test_kernels_are_looked_at_by_the_stopwatch_that_times_the_call(
     monkeypatch.setattr("attnbench.measure.kernels.Watch", Records)
     seen = device_times(profiled[0])
     assert {name: piece.names for name, piece in seen.items()} == {"forward": ("kernel",), "backward": ("kernel",)}
-    assert seen["forward"].device_ms == 0.5
+    assert (seen["forward"].device_ms, seen["forward"].events_ms) == (0.5, None), "events see nothing of it"
+
+
+def test_events_around_the_calls_that_are_looked_at_are_kept_unless_the_device_caught_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("attnbench.measure.kernels.Watch", Records)
+    monkeypatch.setattr("attnbench.measure.kernels.LOOK_S", 0.02)
+    looks = iter([{"forward": [1.0, 3.0]}, {}, {"forward": [2.0]}])
+
+    def watched(watch: Records, repeats: int) -> dict[str, list[float]]:
+        watch(lambda: None)
+        return next(looks, {})
+
+    stopwatch: Any = SimpleNamespace(device=CPU, backward=False, lead=lambda seconds, most: None, watched=watched)
+    assert device_times(stopwatch, near_cap=True)["forward"].events_ms == 2.0
+    assert device_times(stopwatch)["forward"].events_ms is None

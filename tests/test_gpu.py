@@ -285,6 +285,7 @@ def test_events_agree_with_the_kernels_own_times(name: str, sizes: dict[str, obj
     seen = device_times(timer().stopwatch(call), near_cap=bool(sampling.near_cap))["forward"]
     assert len([name for name in seen.names if not name.startswith("Memset")]) == 1
     assert statistics.median(measured) == pytest.approx(seen.device_ms, rel=0.02)
+    assert seen.events_ms == pytest.approx(seen.device_ms, rel=0.02), "of the very same calls"
 
 
 def test_small_cells_are_launch_bound_and_have_both_times(tmp_path: Path) -> None:

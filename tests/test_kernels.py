@@ -197,6 +197,18 @@ def test_operands_of_any_magnitude(gain: float) -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize("gain", [1e-17, 1e-8, 1e8, 1e16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_where_values_and_their_own_gradients_are_all_large_or_small(gain: float, causal: bool) -> None:
+    """dS goes with the product of the two."""
+    (q, k, v), d_out = operands(), torch.randn(1, 1, 33, 16)
+    ours = with_grads(lambda *qkv: attention(*qkv, causal=causal, precision="fp16x3"), (q, k, v * gain), d_out * gain)
+    exact: Any = (q.double(), k.double(), (v * gain).double())
+    right = with_grads(lambda *qkv: in_float64(*qkv, causal=causal, scale=0.25), exact, (d_out * gain).double())
+    for mine, true in zip(ours, right, strict=True):
+        assert float((mine.double() - true).norm() / true.norm()) < ERROR["fp16x3"]
+
+
 @pytest.mark.parametrize(("precision", "bits", "reach"), [("fp16x3", 22, 27), ("fp16x1", 11, 27)])
 def test_what_is_far_smaller_than_the_largest_of_its_head_keeps_its_bits(precision: str, bits: int, reach: int) -> None:
     """One key, so that the output is its value."""

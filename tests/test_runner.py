@@ -88,6 +88,12 @@ def test_a_cell_that_is_done_is_recorded_at_once_and_visited_no_more(tmp_path: P
     assert records[0].tags == ("few_samples",)
 
 
+def test_what_two_clocks_saw_of_a_call_is_the_median_over_visits(tmp_path: Path) -> None:
+    visits = [STEADY | {"seen_ms": {"device_forward_ms": ms, "watched_forward_ms": ms + 0.5}} for ms in (1.0, 3.0, 2.0)]
+    (record,) = run(tmp_path, plan("b", lengths=(16,)), Scripted({"b": visits}))
+    assert (record.device_forward_ms, record.watched_forward_ms, record.watched_backward_ms) == (2.0, 2.5, None)
+
+
 def test_what_fails_on_a_later_visit_shows_no_time_of_an_earlier_one(tmp_path: Path) -> None:
     lost = WorkerLost("crash", "backward", "SIGSEGV")
     first = STEADY | {"fields": {"device_forward_ms": 0.9, "compile_ms": 5.0, "forward_peak_MiB": 3.0}}

@@ -18,7 +18,7 @@ from attnbench import backends
 from attnbench.backends import Ask, Attention, Backend
 from attnbench.backends.support import Capability
 from attnbench.case import Case
-from attnbench.errors import RequestError, printable
+from attnbench.errors import RequestError, words
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.machine import physical_cores, torch_software
 from attnbench.measure import ceilings, graphs, kernels
@@ -378,13 +378,6 @@ def _set_aside() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def words(error: BaseException, most: int = 300) -> str:
-    """The message up to its stack traces and hints, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    head = printable(" ".join(lines[:3])) or type(error).__name__
-    return head if len(head) <= most else head[: most - 1] + "…"
 
 
 def _reply(fields: dict[str, Any], sampling: Sampling, *, done: bool = False) -> dict[str, Any]:

@@ -43,6 +43,13 @@ def printable(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
+def words(error: BaseException, most: int = 300) -> str:
+    """The message up to its stack traces and hints, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    head = printable(" ".join(lines[:3])) or type(error).__name__
+    return head if len(head) <= most else head[: most - 1] + "…"
+
+
 def unknown(kind: str, asked: str, known: Iterable[str]) -> RequestError:
     """`RequestError` for a name that is none of `known`, with the nearest of them first."""
     names = list(known)

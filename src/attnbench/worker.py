@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from attnbench.bench import Bench, Settings, Sick, words
+from attnbench.bench import Bench, Settings, Sick
+from attnbench.errors import words
 from attnbench.measure.call import BrokenPromise
 
 # --- replies ----------------------------------------------------------------------------------------------------------

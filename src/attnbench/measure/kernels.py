@@ -163,10 +163,10 @@ def device_times(stopwatch: Watchable, *, near_cap: bool = False) -> dict[str, S
 
 def _typical(seen: Sequence[Seen], by_events_ms: Sequence[float]) -> Seen:
     times = [one.device_ms for one in seen if one.device_ms is not None]
-    return Seen(seen[0].names, median(times), events_ms=median(by_events_ms))
+    return Seen(seen[0].names, _median(times), events_ms=_median(by_events_ms))
 
 
-def median(times: Sequence[float]) -> float | None:
+def _median(times: Sequence[float]) -> float | None:
     return statistics.median(times) if times else None
 
 

@@ -168,9 +168,9 @@ def _backward(
 ) -> None:  # fmt: skip
     batch, heads, seq_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1], k.shape[2]
-    chosen, last = (tile(kernel, head_dim, precision, q.device) for kernel in ("dq", "dkdv"))
-    step = max(chosen.queries, last.queries)  # both are powers of two
-    rows = -(-seq_len // step) * step
+    dq_tile, dkdv_tile = (tile(kernel, head_dim, precision, q.device) for kernel in ("dq", "dkdv"))
+    larger = max(dq_tile.queries, dkdv_tile.queries)  # both are powers of two
+    rows = -(-seq_len // larger) * larger
     of_rows = logsumexp.new_empty((batch, heads, rows, 2))
     sizes = (heads, kv_heads, seq_len, kv_len, rows, abs(scale) * LOG2_E, scale)
     bound = {"LOG2_D": (head_dim - 1).bit_length()}
@@ -178,10 +178,10 @@ def _backward(
     known = kv_magnitudes[:, :, None]
     k_parts, v_parts, to_low = _streamed(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
     launch(
-        "dq", attnbench_dq, (triton.cdiv(rows, chosen.queries), batch * heads, 1),
+        "dq", attnbench_dq, (triton.cdiv(rows, dq_tile.queries), batch * heads, 1),
         q, k_parts, v_parts, out, d_out, logsumexp, of_rows, dq, kv_magnitudes, to_low,
         *q.stride(), *k_parts.stride(), *v_parts.stride(), *out.stride()[:3], *d_out.stride(), *sizes,
-        **_constants(head_dim, precision, causal, scale, chosen), **bound,
+        **_constants(head_dim, precision, causal, scale, dq_tile), **bound,
     )  # fmt: skip
     del k_parts, v_parts
 
@@ -189,10 +189,10 @@ def _backward(
     of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
     q_parts, do_parts, to_low = _streamed(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
     launch(
-        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, last.keys), batch * kv_heads, 1),
+        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, dkdv_tile.keys), batch * kv_heads, 1),
         q_parts, k, v, do_parts, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
         *q_parts.stride(), *k.stride(), *v.stride(), *dk.stride()[:3], *do_parts.stride(), *sizes,
-        **_constants(head_dim, precision, causal, scale, last), **bound,
+        **_constants(head_dim, precision, causal, scale, dkdv_tile), **bound,
     )  # fmt: skip
 
 
