@@ -145,7 +145,7 @@ def test_the_switch_of_pytorch_chooses_the_precision() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_other_schemes_are_served_by_what_is_as_exact() -> None:
+def test_other_schemes_are_served_by_the_one_of_their_class() -> None:
     inputs = operands()
     for name, serving in SERVED_BY.items():
         assert torch.equal(attention(*inputs, precision=name), attention(*inputs, precision=serving))

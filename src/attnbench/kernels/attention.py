@@ -28,8 +28,8 @@ def attention(
     no key gives zeros, and gets a gradient of zeros. `scale` is 1/√head_dim unless given.
 
     `precision` is how products of float32 are made: `ieee`, in full; `fp16x3`, as accurate, by three products on tensor
-    cores; `fp16x1`, as accurate as TensorFloat-32, by one. Schemes of other names have the one of these that is as accurate
-    and faster: `tf32x3` and `bf16x3` are fp16x3, `tf32` is fp16x1. By default it is what
+    cores; `fp16x1`, of the class of TensorFloat-32, by one. Schemes of other names are served by the one of these in their
+    class: `tf32x3` and `bf16x3` by fp16x3, `tf32` by fp16x1. By default it is what
     `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else fp16x1. It does nothing for 16-bit types.
 
     The backward is deterministic. It cannot be differentiated again.

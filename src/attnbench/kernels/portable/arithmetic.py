@@ -21,7 +21,7 @@ HALVES = {"fp16x3": 2, "fp16x1": 1}
 
 FLOAT32_PRECISIONS = ("ieee", *HALVES)
 SERVED_BY = {"tf32x3": "fp16x3", "bf16x3": "fp16x3", "tf32": "fp16x1"}
-"""Schemes known by these names elsewhere, and the one here that is as accurate at the least, and faster."""
+"""Schemes known by these names elsewhere, and the one here that is of their class of accuracy."""
 NATIVE = "native"
 """The precision of 16-bit types."""
 
