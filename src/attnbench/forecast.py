@@ -14,8 +14,8 @@ from attnbench.case import Case
 
 MiB = 1 << 20
 
-MUCH_BYTES = 32 << 20
-"""Where float16 halves take more, attnbench's own kernels make them for half of the heads at a time."""
+MUCH_BYTES, SHARES = 32 << 20, 4
+"""Where float16 halves take more, attnbench's own kernels make them for a share of the heads at a time, of four at most."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MemoryModel:
     and `keys` of k's, of the case's dtype; `rows` are float32 vectors with an entry for each query, such as the
     log-sum-exp. A backward that sums dq up in a float32 copy has its head dimension rounded up to a multiple of
     `accumulator` (0: there is none); `accumulates_float32` tells that float32 cases have one too. `halves` tells that
-    float32 is multiplied as float16 halves, two for `ieee` and one for `tf32`, which are made of two operands at a time.
+    float32 is multiplied as float16 halves, two for `ieee` and one for `tf32`: those of k and v, then of q and dO as well.
     """
 
     scores: tuple[float, float] = (0, 0)
@@ -51,11 +51,11 @@ class MemoryModel:
         return int(scores + tensors * case.element_bytes + rows + accumulated + halves)
 
     def _halves_bytes(self, case: Case, phase: int) -> float:
-        each = 2 * 2 * (2 if case.precision == "ieee" else 1)
-        most = max(case.query_elements, case.key_elements)
+        halved = 2 * (case.key_elements + (case.query_elements if phase else 0))
+        halves_bytes = 2 * (2 if case.precision == "ieee" else 1) * halved
         heads = case.batch if case.batch > 1 else case.kv_heads
-        share = -(-heads // 2) / heads if each * most > MUCH_BYTES else 1
-        return share * each * (most if phase else case.key_elements)
+        shares = min(SHARES, max(1, -(-halves_bytes // MUCH_BYTES)), heads)
+        return -(-heads // shares) / heads * halves_bytes
 
 
 MODELS: dict[str, MemoryModel] = {

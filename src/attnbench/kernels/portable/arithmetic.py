@@ -86,6 +86,15 @@ def halves(x):
 
 
 @triton.jit
+def whole(parts, PARTS: tl.constexpr):
+    """What an operand in parts is, scaled as they are, in float32."""
+    if PARTS == 2:
+        return parts[0].to(tl.float32) + parts[1].to(tl.float32) * (1 / LIFT)
+    else:  # noqa: RET505  Triton wants a return in each branch
+        return parts[0].to(tl.float32)
+
+
+@triton.jit
 def negated(x):
     """−x by way of float32: the interpreter would negate the bits of bfloat16."""
     return (-x.to(tl.float32)).to(x.dtype)
@@ -96,7 +105,7 @@ def split(x, exponent, PARTS: tl.constexpr):
     """A tile just loaded as an operand of `product`, which wants two parts; of what has one, both are that."""
     if PARTS > 0:
         return halves(scaled(x, exponent))
-    else:  # noqa: RET505  Triton wants a return in each branch
+    else:  # noqa: RET505
         return x, x
 
 

@@ -14,15 +14,13 @@ from attnbench.kernels.portable.arithmetic import (
     TOP,
     add_product,
     exponent_at,
-    exponent_of,
     narrowed,
-    negated,
     row_products,
     scaled,
-    split,
+    whole,
 )
 from attnbench.kernels.portable.forward import keys_seen, sees
-from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, store_rows
+from attnbench.kernels.portable.operands import columns_of, load_parts, load_rows, of_head, store_rows
 
 
 @triton.jit
@@ -44,16 +42,16 @@ def _top(PARTS: tl.constexpr):
         return 0
 
 
-@triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes"])
+@triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dq(
-    q, k, v, out, do, logsumexp, of_rows, dq, kv_magnitudes, to_low,
+    q, k, v, do, out, logsumexp, of_rows, dq, kv_magnitudes, q_do_magnitudes, q_to_low, k_to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
-    stride_ob, stride_oh, stride_on,
     stride_gb, stride_gh, stride_gn, stride_gd,
+    stride_ob, stride_oh, stride_on,
     H, G, N, M, ROWS, score_scale, scale,
-    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, LOG2_D: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
@@ -71,44 +69,45 @@ def attnbench_dq(
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     q, do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
+    q_exponent = exponent_at(q_do_magnitudes, 2 * kv_head, PARTS)
+    do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, PARTS)
+    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
+    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
+    q_parts = load_parts(q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
+    do_parts = load_parts(do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
+
     row_logsumexp = tl.load(logsumexp + head.to(tl.int64) * N + queries, mask=queries < N, other=float("inf"))
-    do_tile = load_rows(do, queries, stride_gn, stride_gd, N, BLOCK_D, D, True)
     out_tile = load_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, 1, N, BLOCK_D, D, True)
-    row_delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+    row_delta = tl.sum(whole(do_parts, PARTS) * out_tile.to(tl.float32), 1)
+    if PARTS > 0:
+        row_delta = scaled(row_delta, -do_exponent)
     pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
     tl.store(pairs, row_logsumexp - _top(PARTS))
     tl.store(pairs + 1, row_delta)
 
-    q_tile = load_rows(q, queries, stride_qn, stride_qd, N, BLOCK_D, D, True)
-    if NEGATED:
-        q_tile = negated(q_tile)
-    q_exponent, do_exponent = exponent_of(q_tile, PARTS), exponent_of(do_tile, PARTS)
-    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
-    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
     dp_scale = 1.0
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
         ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
         dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent)
         row_delta = scaled(row_delta, ds_exponent)
-    q_parts, do_parts = split(q_tile, q_exponent, PARTS), split(do_tile, do_exponent, PARTS)
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
-    whole, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
+    by_all, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
     if tile * BLOCK_M >= N:
-        whole, seen = 0, 0
+        by_all, seen = 0, 0
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    begin, end = 0, whole
+    begin, end = 0, by_all
     for MASKED in tl.static_range(2):
         for start in range(begin, end, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
-            k_parts = load_parts(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
+            k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
             p = tl.exp2(row_products(q_parts, k_parts, PRECISION) * score_scale - row_logsumexp[:, None])
             if MASKED:
                 p = tl.where(sees(queries[:, None], keys[None, :], M, offset, CAUSAL), p, 0.0)
-            v_parts = load_parts(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
+            v_parts = load_parts(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
             ds = p * (row_products(do_parts, v_parts, PRECISION) * dp_scale - row_delta[:, None])
             sums = add_product(sums, narrowed(ds, k_parts[0].dtype, PARTS), k_parts, PRECISION)
-        begin, end = whole, seen
+        begin, end = by_all, seen
     if PARTS > 0:
         sums = scaled(sums, -ds_exponent - k_exponent)
     store_rows(of_head(dq, b, h, stride_ob, stride_oh), queries, stride_on, N, sums * scale, BLOCK_D, D)
@@ -116,19 +115,20 @@ def attnbench_dq(
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dkdv(
-    q, k, v, do, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
+    q, k, v, do, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, q_to_low, k_to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
-    stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gn, stride_gd,
+    stride_ob, stride_oh, stride_om,
     H, G, N, M, ROWS, score_scale, scale,
-    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, LOG2_D: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv (B, G, M, D), summed over the query heads that share a key head. Grid: (tiles of keys, B·G).
+    """dk and dv (B, G, M, D), summed over the query heads that share a key head.
 
-    `scale` keeps its sign, since k is negated to make up for the scores' where it is negative.
+    A program sums so many COLUMNS of both as its registers hold, and makes weights of whole rows.
+    Grid: (tiles of keys, B·G, tiles of COLUMNS).
     """
     tile, kv_head = tl.program_id(0), tl.program_id(1)
     b, g = kv_head // G, kv_head % G
@@ -140,19 +140,17 @@ def attnbench_dkdv(
     v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
     q_exponent = exponent_at(q_do_magnitudes, 2 * kv_head, PARTS)
     do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, PARTS)
-    k_tile = load_rows(k, keys, stride_km, stride_kd, M, BLOCK_D, D, True)
-    if NEGATED:
-        k_tile = negated(k_tile)
-    v_tile = load_rows(v, keys, stride_vm, stride_vd, M, BLOCK_D, D, True)
-    k_parts, v_parts = split(k_tile, k_exponent, PARTS), split(v_tile, v_exponent, PARTS)
-    dk_sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    dv_sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    # Queries before `first` see none of these keys, those from `whole` on see all of them.
-    first, whole = 0, 0
+    k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, True, PARTS)
+    v_parts = load_parts(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, True, PARTS)
+    column = tl.program_id(2) * COLUMNS
+    dk_sums = tl.zeros((BLOCK_N, COLUMNS), tl.float32)
+    dv_sums = tl.zeros((BLOCK_N, COLUMNS), tl.float32)
+    # Queries before `first` see none of these keys, those from `unmasked` on see all of them.
+    first, unmasked = 0, 0
     if CAUSAL:
         first = tl.minimum(N, tl.maximum(0, tile * BLOCK_N - offset)) // BLOCK_M * BLOCK_M
-        whole = tl.cdiv(tl.maximum(0, tl.minimum(tile * BLOCK_N + BLOCK_N, M) - 1 - offset), BLOCK_M) * BLOCK_M
-        whole = tl.maximum(first, tl.minimum(whole, tl.cdiv(N, BLOCK_M) * BLOCK_M))
+        unmasked = tl.cdiv(tl.maximum(0, tl.minimum(tile * BLOCK_N + BLOCK_N, M) - 1 - offset), BLOCK_M) * BLOCK_M
+        unmasked = tl.maximum(first, tl.minimum(unmasked, tl.cdiv(N, BLOCK_M) * BLOCK_M))
     dp_scale, delta_scale = 1.0, 1.0
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
@@ -165,19 +163,26 @@ def attnbench_dkdv(
         head_q, head_do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
         for start in range(first, N, BLOCK_M):  # everything transposed: keys are rows
             queries = start + tl.arange(0, BLOCK_M)
-            q_parts = load_parts(head_q, to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
+            q_parts = load_parts(head_q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
             row_logsumexp, row_delta = tl.split(tl.load(pairs + 2 * queries[:, None] + tl.arange(0, 2)[None, :]))
             p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
             if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
-                if start < whole:
+                if start < unmasked:
                     p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
-            do_parts = load_parts(head_do, to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
-            dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_parts, PRECISION)
+            do_parts = load_parts(head_do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
+            do_columns = columns_of(
+                do_parts, head_do, q_to_low, queries, stride_gn, stride_gd, N, column, COLUMNS, BLOCK_D, D, PARTS
+            )
+            dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_columns, PRECISION)
             row_delta *= delta_scale
             ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
-            dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_parts, PRECISION)
+            q_columns = columns_of(
+                q_parts, head_q, q_to_low, queries, stride_qn, stride_qd, N, column, COLUMNS, BLOCK_D, D, PARTS
+            )
+            dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_columns, PRECISION)
     if PARTS > 0:
         dk_sums = scaled(dk_sums, -ds_exponent - q_exponent)
         dv_sums = scaled(dv_sums, -do_exponent - TOP)
-    store_rows(of_head(dk, b, g, stride_ob, stride_oh), keys, stride_om, M, dk_sums * scale, BLOCK_D, D)
-    store_rows(of_head(dv, b, g, stride_ob, stride_oh), keys, stride_om, M, dv_sums, BLOCK_D, D)
+    dk, dv = of_head(dk, b, g, stride_ob, stride_oh) + column, of_head(dv, b, g, stride_ob, stride_oh) + column
+    store_rows(dk, keys, stride_om, M, dk_sums * scale, COLUMNS, D - column)
+    store_rows(dv, keys, stride_om, M, dv_sums, COLUMNS, D - column)

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
 from attnbench.kernels.portable.backward import attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
-from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile
+from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, columns
 
 KERNELS = {"forward": attnbench_forward, "dq": attnbench_dq, "dkdv": attnbench_dkdv}
 
@@ -35,7 +35,11 @@ UNSPECIALIZED = {"H", "G"}
 UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "PRECISION"}
 """Arguments of which the compiler is never told whether 16 divides them; a launch has an empty list for those of the second
 kind. With that the compiled kernel is the one that a launch finds in Triton's cache."""
-STREAMED = {"attnbench_forward": {"k", "v"}, "attnbench_dq": {"k", "v"}, "attnbench_dkdv": {"q", "do"}}
+IN_HALVES = {
+    "attnbench_forward": {"k", "v"},
+    "attnbench_dq": {"q", "k", "v", "do"},
+    "attnbench_dkdv": {"q", "k", "v", "do"},
+}
 """Operands that a kernel reads as float16 halves, where its precision makes such."""
 
 
@@ -112,18 +116,18 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "BLOCK_M": tile.queries,
         "BLOCK_N": tile.keys,
         "BLOCK_D": head_dim,
+        "COLUMNS": columns(precision, head_dim),
         "LOG2_D": head_dim.bit_length() - 1,
     }
     function = KERNELS[kernel]
     source = _source(function, {name: constants[name] for name in function.arg_names if name in constants}, precision)
-    return triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
-    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.max_registers}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource:
     own = "bf16" if precision == NATIVE else "fp32"
-    streamed = STREAMED[kernel.__name__] if constants["PARTS"] else ()
+    in_halves = IN_HALVES[kernel.__name__] if constants["PARTS"] else ()
     signature: dict[str, str] = {}
     fixed = dict(constants)
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -133,7 +137,7 @@ def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource
         if name in fixed:
             signature[name] = "constexpr"
         elif name in OPERANDS:
-            signature[name] = "*fp16" if name in streamed else f"*{own}"
+            signature[name] = "*fp16" if name in in_halves else f"*{own}"
         elif name.endswith("_magnitudes"):
             signature[name] = "*i32"
         elif name in ("logsumexp", "of_rows"):

@@ -15,7 +15,7 @@ from attnbench.kernels.portable import backward as backwards
 from attnbench.kernels.portable import forward as forwards
 from attnbench.kernels.portable import operands
 from attnbench.kernels.portable.arithmetic import HALVES
-from attnbench.kernels.portable.tiles import Tile, tile
+from attnbench.kernels.portable.tiles import Tile, columns, tile
 
 attnbench_forward: Any = forwards.attnbench_forward
 attnbench_dq: Any = backwards.attnbench_dq
@@ -28,8 +28,9 @@ LOG2_E = math.log2(math.e)
 ELEMENTS = 8192
 """Of an operand, in a program that looks at each once."""
 
-MUCH_BYTES = 32 << 20
-"""Halves that take more are made for half of the heads at a time, which still fills a GPU: there are many rows then."""
+MUCH_BYTES, SHARES = 32 << 20, 4
+"""Halves that take more are made for a share of the heads at a time, of four at most, which still fills a GPU: there are many
+rows then."""
 
 Index = tuple[slice, slice]
 """Some of the batch, and of the heads."""
@@ -57,7 +58,7 @@ def forward(
     """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the largest magnitudes of k and v, as bits."""
     out, logsumexp, magnitudes = forward_results(q, k, precision)
     with _on_device_of(q):
-        for share, (of_q, of_k) in enumerate(_shares(q, k, precision)):
+        for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * k.numel(), precision)):
             inputs = q[of_q], k[of_k], v[of_k]
             launch = Launches.of(share, inputs, causal, scale, precision)
             _forward(launch, *inputs, out[of_q], logsumexp[of_q], magnitudes[of_k], causal, scale, precision)
@@ -71,7 +72,7 @@ def backward(
     """dq, dk and dv, each of its tensor's shape, contiguous."""
     dq, dk, dv = backward_results(q, k, v)
     with _on_device_of(q):
-        for share, (of_q, of_k) in enumerate(_shares(q, k, precision)):
+        for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * (q.numel() + k.numel()), precision)):
             inputs = q[of_q], k[of_k], v[of_k], out[of_q], d_out[of_q], logsumexp[of_q]
             launch = Launches.of(share, inputs, causal, scale, precision)
             _backward(launch, *inputs, magnitudes[of_k], dq[of_q], dk[of_k], dv[of_k], causal, scale, precision)
@@ -85,24 +86,25 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device)
 
 
-def _shares(q: Tensor, k: Tensor, precision: str) -> list[tuple[Index, Index]]:
+def _shares(q: Tensor, k: Tensor, halved_elements: int, precision: str) -> list[tuple[Index, Index]]:
     """The heads that are worked on at a time, of queries and of keys: all, unless their halves take much memory."""
     everything = slice(None)
     batch, kv_heads = k.shape[:2]
-    halves_bytes = 2 * 2 * HALVES.get(precision, 0) * max(q.numel(), k.numel())
-    if halves_bytes <= MUCH_BYTES or batch * kv_heads == 1:
+    halves_bytes = 2 * HALVES.get(precision, 0) * halved_elements
+    count = min(SHARES, max(1, -(-halves_bytes // MUCH_BYTES)), batch if batch > 1 else kv_heads)
+    if count == 1:
         return [((everything, everything), (everything, everything))]
     if batch > 1:
-        return [((some, everything), (some, everything)) for some in _both_halves(batch)]
+        return [((some, everything), (some, everything)) for some in _divided(batch, count)]
     shared = q.shape[1] // kv_heads
     return [
         ((everything, slice(some.start * shared, some.stop * shared)), (everything, some))
-        for some in _both_halves(kv_heads)
+        for some in _divided(kv_heads, count)
     ]
 
 
-def _both_halves(count: int) -> tuple[slice, slice]:
-    return slice(0, count // 2), slice(count // 2, count)
+def _divided(length: int, count: int) -> list[slice]:
+    return [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
 
 
 class Launches:
@@ -151,14 +153,14 @@ def _forward(
     causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
     batch, heads, seq_len, head_dim = q.shape
-    k, v, to_low = _streamed(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
+    k, v, to_low = _in_parts(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
     chosen = tile("forward", head_dim, precision, q.device)
     launch(
         "forward", attnbench_forward, (triton.cdiv(seq_len, chosen.queries), batch * heads, 1),
         q, k, v, out, logsumexp, magnitudes, to_low,
         *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
         heads, k.shape[1], seq_len, k.shape[2], abs(scale) * LOG2_E,
-        **_constants(head_dim, precision, causal, scale, chosen),
+        **_constants(head_dim, precision, causal, chosen), NEGATED=scale < 0,
     )  # fmt: skip
 
 
@@ -172,27 +174,25 @@ def _backward(
     larger = max(dq_tile.queries, dkdv_tile.queries)  # both are powers of two
     rows = -(-seq_len // larger) * larger
     of_rows = logsumexp.new_empty((batch, heads, rows, 2))
-    sizes = (heads, kv_heads, seq_len, kv_len, rows, abs(scale) * LOG2_E, scale)
-    bound = {"LOG2_D": (head_dim - 1).bit_length()}
 
-    known = kv_magnitudes[:, :, None]
-    k_parts, v_parts, to_low = _streamed(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
+    known, q_do_magnitudes = kv_magnitudes[:, :, None], torch.empty_like(kv_magnitudes)
+    k, v, k_to_low = _in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
+    of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
+    q, d_out, q_to_low = _in_parts(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
+    scales = kv_magnitudes, q_do_magnitudes, q_to_low, k_to_low
+    strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride()
+    sizes = heads, kv_heads, seq_len, kv_len, rows, scale * LOG2_E, scale
+    bound, block_d = {"LOG2_D": (head_dim - 1).bit_length()}, _block_d(head_dim)
+    summed = columns(precision, block_d)
     launch(
         "dq", attnbench_dq, (triton.cdiv(rows, dq_tile.queries), batch * heads, 1),
-        q, k_parts, v_parts, out, d_out, logsumexp, of_rows, dq, kv_magnitudes, to_low,
-        *q.stride(), *k_parts.stride(), *v_parts.stride(), *out.stride()[:3], *d_out.stride(), *sizes,
-        **_constants(head_dim, precision, causal, scale, dq_tile), **bound,
+        q, k, v, d_out, out, logsumexp, of_rows, dq, *scales, *strides, *out.stride()[:3], *sizes,
+        **_constants(head_dim, precision, causal, dq_tile), **bound,
     )  # fmt: skip
-    del k_parts, v_parts
-
-    q_do_magnitudes = torch.empty_like(kv_magnitudes)
-    of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
-    q_parts, do_parts, to_low = _streamed(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
     launch(
-        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, dkdv_tile.keys), batch * kv_heads, 1),
-        q_parts, k, v, do_parts, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, to_low,
-        *q_parts.stride(), *k.stride(), *v.stride(), *dk.stride()[:3], *do_parts.stride(), *sizes,
-        **_constants(head_dim, precision, causal, scale, dkdv_tile), **bound,
+        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, dkdv_tile.keys), batch * kv_heads, block_d // summed),
+        q, k, v, d_out, of_rows, dk, dv, *scales, *strides, *dk.stride()[:3], *sizes,
+        **_constants(head_dim, precision, causal, dkdv_tile), **bound, COLUMNS=summed,
     )  # fmt: skip
 
 
@@ -214,10 +214,10 @@ def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor, precision: str)
     return found
 
 
-def _streamed(
+def _in_parts(
     launch: Launches, step: str, x: Tensor, y: Tensor, of_tiles: Tensor | None, magnitudes: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, int]:
-    """What a kernel streams over for x and y (B, H, N, D): themselves, or first halves and how far behind the second lie.
+    """x and y (B, H, N, D) as products want them: themselves, or first halves and how far behind them the second lie.
 
     `magnitudes` (B, G, 2) become the largest of `of_tiles`.
     """
@@ -245,16 +245,16 @@ def _block_d(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def _constants(head_dim: int, precision: str, causal: bool, scale: float, chosen: Tile) -> dict[str, Any]:
+def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dict[str, Any]:
     return {
         "PRECISION": precision,
         "PARTS": HALVES.get(precision, 0),
         "CAUSAL": causal,
-        "NEGATED": scale < 0,
         "D": head_dim,
         "BLOCK_M": chosen.queries,
         "BLOCK_N": chosen.keys,
         "BLOCK_D": _block_d(head_dim),
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
+        "maxnreg": chosen.max_registers,
     }

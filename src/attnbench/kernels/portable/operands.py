@@ -18,7 +18,7 @@ def of_head(start, b, h, stride_b, stride_h):
 
 
 @triton.jit
-def load_rows(start, rows, stride_row, stride_d, count, BLOCK_D: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(start, rows, stride_row, stride_d, count, BLOCK_D: tl.constexpr, D, MASKED: tl.constexpr):
     """A tile (rows, BLOCK_D) from `start`; zeros past the last column, and past the last of `count` rows if MASKED."""
     columns = tl.arange(0, BLOCK_D)
     pointers = start + rows[:, None] * stride_row + columns[None, :] * stride_d
@@ -33,7 +33,7 @@ def load_rows(start, rows, stride_row, stride_d, count, BLOCK_D: tl.constexpr, D
 @triton.jit
 def load_parts(
     start, to_low, rows, stride_row, stride_d, count,
-    BLOCK_D: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr, D, MASKED: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A tile of an operand in parts, the second of which lies `to_low` elements behind the first."""
     high = load_rows(start, rows, stride_row, stride_d, count, BLOCK_D, D, MASKED)
@@ -44,7 +44,20 @@ def load_parts(
 
 
 @triton.jit
-def store_rows(start, rows, stride_row, count, tile, BLOCK_D: tl.constexpr, D: tl.constexpr):
+def columns_of(
+    parts, start, to_low, rows, stride_row, stride_d, count, first,
+    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS from the `first` on of a tile that was loaded in parts: loaded again, since Triton cuts no tiles."""
+    if COLUMNS == BLOCK_D:
+        return parts
+    else:  # noqa: RET505
+        start += first * stride_d
+        return load_parts(start, to_low, rows, stride_row, stride_d, count, COLUMNS, D - first, True, PARTS)
+
+
+@triton.jit
+def store_rows(start, rows, stride_row, count, tile, BLOCK_D: tl.constexpr, D):
     """A tile into rows whose elements lie side by side."""
     columns = tl.arange(0, BLOCK_D)
     pointers = start + rows[:, None] * stride_row + columns[None, :]

@@ -16,9 +16,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields, replace
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import torch
 
 from attnbench.kernels.portable.arithmetic import NATIVE
 from attnbench.kernels.portable.inspection import KERNELS, Resources, resources
-from attnbench.kernels.portable.tiles import SHARED_BYTES, TILES, WIDTHS, Table, Tile, table_for
+from attnbench.kernels.portable.tiles import SHARED_BYTES, TILES, WIDTHS, Table, Tile, columns, table_for
 from attnbench.kernels.portable.timing import LENGTHS, Row, time_tiles
 
 PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "ieee")
@@ -35,8 +35,11 @@ PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "ieee")
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 QUERIES, KEYS, WARPS = (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8)
-FIRST_STAGES, OTHER_STAGES, REFINED = 2, (1, 3, 4), 3
-"""Every shape of tile is tried with the first; the fastest few of them with the others too."""
+FIRST_STAGES, OTHER_STAGES, REFINED = 3, (1, 2, 4), 3
+"""Every shape of tile is tried with the first; the fastest few of them with the others too, and with fewer registers."""
+
+REGISTERS = (128, 168)
+"""Of a thread, so that four or three programs of four warps share a multiprocessor."""
 
 MASKED = 8
 """How many of the fastest tiles are compiled with a causal mask, to find one that does not spill under it either."""
@@ -71,7 +74,7 @@ def _sums_of_a_thread(row: Row, queries: int, keys: int, warps: int) -> int:
     sums = {
         "forward": queries * row.head_dim + scores,
         "dq": queries * row.head_dim + 2 * scores,
-        "dkdv": 2 * keys * row.head_dim + 2 * scores,
+        "dkdv": 2 * keys * columns(row.precision, row.head_dim) + 2 * scores,
     }
     return sums[row.kernel] // (32 * warps)
 
@@ -80,33 +83,40 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
     own, streamed = (keys, queries) if row.kernel == "dkdv" else (queries, keys)
     if row.precision == "ieee":  # products are written out in full: larger ones compile for minutes
         return own <= 64 and streamed <= 64 and queries * keys * row.head_dim // (32 * warps) <= 1024
-    return streamed <= 128 and (row.head_dim > 128 or min(queries, keys) >= 32)
+    own_least, streamed_least = (
+        (16 * warps, 32) if row.head_dim <= 64 else (32, 32) if row.head_dim <= 128 else (16, 16)
+    )
+    return own >= own_least and streamed_least <= streamed <= 128  # Hopper's products take 64 rows of four warps
 
 
 def usable(
     row: Row, tiles: Sequence[Tile], capability: int, pool: Executor
 ) -> Iterator[tuple[Tile, Resources | None, str]]:
-    """What each takes, and why it is dropped, or nothing; the compiled kernels stay in Triton's cache."""
-    for tile, (found, why) in zip(tiles, pool.map(partial(_taken, row, capability), tiles), strict=True):
-        if found and found.spilled_bytes:
-            why = f"spills {found.spilled_bytes} bytes"
-        elif found and found.shared_bytes > SHARED_BYTES[capability]:
-            why = f"needs more than {SHARED_BYTES[capability]} bytes of shared memory"
-        yield tile, found, why
+    """What each takes, and why it is dropped, or nothing; all are handed to the pool at once, before the first is asked for.
+
+    The compiled kernels stay in Triton's cache.
+    """
+    told = pool.map(partial(_taken, row, capability), tiles)
+    return ((tile, found, why or _fault(found, capability)) for tile, (found, why) in zip(tiles, told, strict=True))
+
+
+def _fault(found: Resources | None, capability: int) -> str:
+    if found and found.spilled_bytes:
+        return f"spills {found.spilled_bytes} bytes"
+    if found and found.shared_bytes > SHARED_BYTES[capability]:
+        return f"needs more than {SHARED_BYTES[capability]} bytes of shared memory"
+    return ""
 
 
 def spilling_under_a_mask(
     row: Row, ms: Mapping[Tile, Mapping[int, float]], capability: int, pool: Executor
-) -> list[Tile]:
+) -> Iterator[Tile]:
     """The tiles that are faster than the fastest of those that do not spill under a causal mask either."""
     ranked = slowness(ms)
     first = sorted(ranked, key=lambda tile: ranked[tile])[:MASKED]
-    spilling: list[Tile] = []
-    for tile, (found, _) in zip(first, pool.map(partial(_taken, row, capability, causal=True), first), strict=True):
-        if found and not found.spilled_bytes:
-            break
-        spilling.append(tile)
-    return spilling
+    told = pool.map(partial(_taken, row, capability, causal=True), first)
+    spills = (not found or found.spilled_bytes > 0 for found, _ in told)
+    return (tile for tile, _ in takewhile(lambda pair: pair[1], zip(first, spills, strict=True)))
 
 
 def _taken(row: Row, capability: int, tile: Tile, *, causal: bool = False) -> tuple[Resources | None, str]:
@@ -142,7 +152,7 @@ def table_text(table: Table) -> str:
     """As it stands in `tiles.py`, between the braces."""
     lines = []
     for (kernel, precision), tiles in table.items():
-        words = ", ".join(f"Tile({tile.queries}, {tile.keys}, {tile.warps}, {tile.stages})" for tile in tiles)
+        words = ", ".join(f"Tile({', '.join(str(one) for one in astuple(tile) if one is not None)})" for tile in tiles)
         lines.append(f'    ("{kernel}", "{precision}"): (\n        {words},\n    ),')
     return "\n".join(lines)
 
@@ -153,7 +163,7 @@ def timings(file: Path | None, capability: int) -> dict[Row, dict[Tile, dict[int
     for line in file.read_text("utf-8").splitlines() if file and file.exists() else ():
         told = json.loads(line)
         if told["capability"] == capability:
-            tile = Tile(**{name: told[name] for name in ("queries", "keys", "warps", "stages")})
+            tile = Tile(**{field.name: told[field.name] for field in fields(Tile)})
             row = Row(told["kernel"], told["precision"], told["head_dim"])
             found.setdefault(row, {})[tile] = {int(length): ms for length, ms in told["ms"].items()}
     return found
@@ -162,30 +172,43 @@ def timings(file: Path | None, capability: int) -> dict[Row, dict[Tile, dict[int
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+Timings = dict[Tile, dict[int, float]]
+
+
 def search(
-    row: Row, known: Mapping[Tile, Mapping[int, float]], capability: int, pool: Executor, over: Callable[[], bool]
-) -> Iterator[dict[Tile, dict[int, float]]]:
-    """Timings of a row in lots: every shape, the best shapes with other stages, and none of what is of no use."""
-    clock = time.perf_counter
-    in_use = TILES[capability][row.kernel, row.precision][WIDTHS.index(row.head_dim)]
+    wanted: Sequence[Row], found: Mapping[Row, Timings], capability: int, pool: Executor, over: Callable[[], bool]
+) -> Iterator[tuple[Row, Timings]]:
+    """Timings of the rows in lots: of every shape, of the best shapes with other stages, and none of what is of no use.
+
+    What a lot needs of all rows is compiled while the first of them are timed.
+    """
+    known: dict[Row, Timings] = {row: dict(found.get(row, {})) for row in wanted}
     for refine in (False, True):
-        tiles = candidates(row)
-        if refine:
-            ranked = slowness(known)
-            best = sorted(ranked, key=lambda tile: ranked[tile])[:REFINED]
-            tiles = [Tile(tile.queries, tile.keys, tile.warps, stages) for tile in best for stages in OTHER_STAGES]
-        new = [tile for tile in dict.fromkeys([*tiles, in_use]) if tile not in known]
-        began = clock()
-        fit = [tile for tile, _, why in usable(row, new, capability, pool) if not why]
-        compiled = clock()
-        found = time_tiles(row, fit, over) if fit and not over() else {}
-        click.echo(
-            f"         {len(new)} compiled in {compiled - began:.0f} s, {len(fit)} tried in {clock() - compiled:.0f} s",
-            err=True,
-        )
-        known = {**known, **found}
-        yield found
-    yield {tile: {} for tile in spilling_under_a_mask(row, known, capability, pool)}
+        compiling: dict[Row, Iterator[tuple[Tile, Resources | None, str]]] = {}
+        for row in wanted:
+            tiles = refinements(known[row]) if refine else dict.fromkeys([in_use(row, capability), *candidates(row)])
+            compiling[row] = usable(row, [tile for tile in tiles if tile not in known[row]], capability, pool)
+        for row, told in compiling.items():
+            fit = [tile for tile, _, why in told if not why]
+            if over():
+                return
+            timed = time_tiles(row, fit, over) if fit else {}
+            known[row].update(timed)
+            yield row, timed
+    masked = {row: spilling_under_a_mask(row, known[row], capability, pool) for row in wanted}
+    for row, spilling in masked.items():
+        yield row, {tile: {} for tile in spilling}
+
+
+def refinements(known: Timings) -> list[Tile]:
+    ranked = slowness(known)
+    best = sorted(ranked, key=lambda tile: ranked[tile])[:REFINED]
+    others = [{"stages": stages} for stages in OTHER_STAGES] + [{"max_registers": most} for most in REGISTERS]
+    return [replace(tile, **other) for tile in best for other in others]
+
+
+def in_use(row: Row, capability: int) -> Tile:
+    return TILES[capability][row.kernel, row.precision][WIDTHS.index(row.head_dim)]
 
 
 @click.command(help=__doc__)
@@ -207,22 +230,22 @@ def main(
     which = int(capability) if capability else table_for(torch.cuda.get_device_capability()) if has_gpu else max(TILES)
     found = timings(out, which)
     over = lambda: time.monotonic() - began > limit_seconds  # noqa: E731
+    wanted = rows(kernels, precisions, map(int, head_dims))
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for row in rows(kernels, precisions, map(int, head_dims)):
-            if over():
-                click.echo(f"{limit_seconds:g} s are over; not searched: {row} and what follows", err=True)
-                break
-            if dry_run:
+        if dry_run:
+            for row in wanted:
                 for tile, taken, why in usable(row, candidates(row), which, pool):
                     told = asdict(row) | asdict(tile) | (asdict(taken) if taken else {}) | {"dropped": why}
                     click.echo(json.dumps(told))
-                continue
-            for lot in search(row, found.get(row, {}), which, pool, over):
-                found.setdefault(row, {}).update(lot)
-                _append(out, row, which, lot)
+            return
+        for row, lot in search(wanted, found, which, pool, over):
+            found.setdefault(row, {}).update(lot)
+            _append(out, row, which, lot)
             _report(row, which, found[row], time.monotonic() - began)
-    if not dry_run:
-        click.echo(table_text(chosen(TILES[which], found)))
+        if over():
+            click.echo(f"{limit_seconds:g} s are over, and the search was cut short", err=True)
+        pool.shutdown(cancel_futures=True)
+    click.echo(table_text(chosen(TILES[which], found)))
 
 
 def _append(out: Path | None, row: Row, capability: int, lot: Mapping[Tile, Mapping[int, float]]) -> None:
@@ -241,8 +264,8 @@ def _report(row: Row, capability: int, ms: Mapping[Tile, Mapping[int, float]], s
         click.echo(f"{seconds:5.0f} s  {row}: nothing was timed", err=True)
         return
     best = min(ranked, key=lambda tile: ranked[tile])
-    in_use = TILES[capability][row.kernel, row.precision][WIDTHS.index(row.head_dim)]
-    beside = "the one in use" if best == in_use else f"{in_use} {ms.get(in_use)}"
+    used = in_use(row, capability)
+    beside = "the one in use" if best == used else f"{used} {ms.get(used)}"
     click.echo(f"{seconds:5.0f} s  {row}: {len(ms)} timed; {best} {ms[best]}; {beside}", err=True)
 
 

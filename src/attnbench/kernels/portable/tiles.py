@@ -10,16 +10,26 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries by keys; the warps of a program, and the stages of its loads."""
+    """Queries by keys; the warps of a program, and the stages of its loads.
+
+    `max_registers` is how many a thread may have, where the compiler would take more than lets another program run beside.
+    """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    max_registers: int | None = None
 
 
 WIDTHS = (16, 32, 64, 128, 256)
 """Head dimensions as tiles have them; others take the next larger."""
+
+
+def columns(precision: str, block_d: int) -> int:
+    """How many columns of dk and dv a program of `dkdv` sums: with more, `fp16x3` has no registers left for its products."""
+    return min(block_d, 64) if precision == "fp16x3" else block_d
+
 
 INTERPRETED = Tile(32, 32, 4, 1)
 """On a CPU, where Triton's interpreter runs the kernels."""
@@ -29,10 +39,10 @@ Table = dict[tuple[str, str], tuple[Tile, ...]]
 
 HOPPER: Table = {
     ("forward", "native"): (
-        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 1),
+        Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 1),
     ),
     ("forward", "fp16x1"): (
-        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 32, 4, 1),
+        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(128, 64, 8, 2), Tile(32, 32, 4, 1),
     ),
     ("forward", "fp16x3"): (
         Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3), Tile(128, 32, 8, 2), Tile(16, 32, 4, 1),
@@ -41,25 +51,25 @@ HOPPER: Table = {
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
     ("dq", "native"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 2),
+        Tile(64, 64, 4, 4), Tile(64, 64, 4, 3), Tile(64, 128, 4, 3), Tile(128, 64, 8, 3), Tile(32, 32, 4, 2),
     ),
     ("dq", "fp16x1"): (
-        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1),
+        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("dq", "fp16x3"): (
-        Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(16, 32, 4, 1),
+        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(16, 32, 4, 1),
     ),
     ("dq", "ieee"): (
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
     ),
     ("dkdv", "native"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 1), Tile(32, 32, 8, 2),
+        Tile(128, 64, 4, 4), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 3), Tile(32, 32, 8, 2),
     ),
     ("dkdv", "fp16x1"): (
-        Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 1), Tile(32, 32, 4, 1),
+        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 8, 1), Tile(32, 32, 4, 1),
     ),
     ("dkdv", "fp16x3"): (
-        Tile(128, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
+        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
     ("dkdv", "ieee"): (
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),

@@ -53,10 +53,12 @@ class Call:
     def __call__(self, tile: Tile) -> None:
         arguments = self.arguments | {
             "BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
+            "maxnreg": tile.max_registers,
         }  # fmt: skip
         own = tile.keys if self.kernel == "dkdv" else tile.queries
         rows = self.arguments["ROWS"] if self.kernel == "dq" else self.length
-        KERNELS[self.kernel][(triton.cdiv(rows, own), BATCH)](**arguments)
+        shares = arguments["BLOCK_D"] // arguments.get("COLUMNS", arguments["BLOCK_D"])
+        KERNELS[self.kernel][(triton.cdiv(rows, own), BATCH, shares)](**arguments)
 
     def is_right(self, tile: Tile) -> bool:
         results = [self.arguments[name].fill_(torch.nan) for name in RESULTS[self.kernel]]
