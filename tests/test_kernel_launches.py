@@ -20,6 +20,8 @@ from conftest import small
 from test_kernels import INTERPRET, errors, operands
 
 with mock.patch.dict(os.environ, INTERPRET):
+    from attnbench.backends.own import PRECISION
+    from attnbench.kernels.attention import _products
     from attnbench.kernels.portable import launch
 
 pytestmark = test_kernels.pytestmark
@@ -62,14 +64,12 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-PRECISION = {("float32", "ieee"): "fp16x3", ("float32", "tf32"): "fp16x1", ("bfloat16", "ieee"): "native"}
-
-
 def step(case: Case) -> tuple[int, int]:
     """Peak bytes of a forward and of it with its backward, of inputs that nothing is ever written to."""
-    precision, dtype = PRECISION[case.dtype, case.precision], getattr(torch, case.dtype)
+    dtype = getattr(torch, case.dtype)
     q, d_out = (torch.empty(case.batch, case.heads, case.seq_len, case.d_model, dtype=dtype) for _ in range(2))
     k, v = (torch.empty(case.batch, case.kv_heads, case.kv_len, case.d_model, dtype=dtype) for _ in range(2))
+    precision = _products(PRECISION[case.precision], q, k)
     inputs_bytes = sum(x.nbytes for x in (q, k, v, d_out))
     with torch.no_grad(), Allocations() as made:
         kept = launch.forward(q, k, v, case.causal, 0.125, precision)
@@ -79,12 +79,13 @@ def step(case: Case) -> tuple[int, int]:
     return forward_bytes, inputs_bytes + made.peak_bytes
 
 
-def test_a_float32_step_is_three_launches_and_five_and_a_16_bit_one_is_one_and_two(launched: list[str]) -> None:
+def test_a_step_in_halves_is_three_launches_and_five_and_any_other_is_one_and_two(launched: list[str]) -> None:
     step(small())
     assert launched == ["magnitudes", "halves", "forward", "halves", "magnitudes", "halves", "dq", "dkdv"]
-    launched.clear()
-    step(small(dtype="bfloat16"))
-    assert launched == ["forward", "dq", "dkdv"]
+    for other in ({"dtype": "bfloat16"}, {"precision": "tf32"}):
+        launched.clear()
+        step(small(**other))
+        assert launched == ["forward", "dq", "dkdv"]
 
 
 # --- launches are found again -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ EVERY_ROW = search.rows(inspection.KERNELS, search.PRECISIONS, WIDTHS)
 
 
 def test_every_row_of_the_tables_has_some_candidates_and_not_too_many() -> None:
-    assert len(EVERY_ROW) == len(set(EVERY_ROW)) == 60
+    assert len(EVERY_ROW) == len(set(EVERY_ROW)) == 75
     assert {(row.kernel, row.precision) for row in EVERY_ROW} == set(TILES[90]) == set(TILES[80])
     for row in EVERY_ROW:
         found = search.candidates(row)
@@ -39,7 +39,7 @@ def test_every_row_of_the_tables_has_some_candidates_and_not_too_many() -> None:
 
 def test_what_matters_most_is_searched_first() -> None:
     assert EVERY_ROW[0] == ROW
-    assert {row.head_dim for row in EVERY_ROW[-12:]} == {256}
+    assert {row.head_dim for row in EVERY_ROW[-15:]} == {256}
 
 
 @pytest.mark.parametrize("capability", TILES)
@@ -102,6 +102,7 @@ def test_tiles_are_timed_in_turns_and_wrong_and_slow_ones_are_left(monkeypatch: 
     monkeypatch.setattr(timing, "sample_ms", sample_ms)
     monkeypatch.setattr(timing, "_other_data", lambda: torch.empty(0))
     monkeypatch.setattr(timing.Call, "__call__", lambda self, tile: None if tile == wrong else launches(self, tile))
+    assert Row("dq", "tf32", 16).lengths == timing.SHORT_LENGTHS
     timing.calls.cache_clear()
     for kernel in inspection.KERNELS:
         found = timing.time_tiles(Row(kernel, "fp16x3", 16), [right, slow, wrong], lambda: False)

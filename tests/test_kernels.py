@@ -17,6 +17,7 @@ INTERPRET = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
 
 with mock.patch.dict(os.environ, INTERPRET):
     from attnbench.kernels import attention
+    from attnbench.kernels.attention import SHORT
     from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, SERVED_BY
 
 pytestmark = [
@@ -33,7 +34,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-ERROR = {"ieee": 2e-6, "fp16x3": 2e-6, "fp16x1": 2e-3}
+ERROR = {"ieee": 2e-6, "tf32": 2e-3, "fp16x3": 2e-6, "fp16x1": 2e-3}
 """Largest relative error of out, dq, dk and dv."""
 ERROR_16_BIT = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -138,11 +139,27 @@ def test_wide_heads(head_dim: int) -> None:
 def test_the_switch_of_pytorch_chooses_the_precision() -> None:
     inputs, before = operands(), torch.get_float32_matmul_precision()
     try:
-        for switch, precision in (("highest", "fp16x3"), ("high", "fp16x1")):
+        for switch, precision in (("highest", "fp16x3"), ("high", "tf32")):
             torch.set_float32_matmul_precision(switch)
             assert torch.equal(attention(*inputs), attention(*inputs, precision=precision))
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_tf32_is_itself_where_sequences_are_short_and_one_half_beyond() -> None:
+    for kv_len, same in ((SHORT, "tf32"), (SHORT + 1, "fp16x1")):
+        q, k, v = operands(seq_len=3, kv_len=kv_len)
+        called = torch.ops.attnbench.attention_forward(q, k, v, False, 0.25, same)[0]
+        assert torch.equal(attention(q, k, v, precision="tf32"), called)
+
+
+def test_tf32_rounds_to_the_nearest_of_eleven_bits() -> None:
+    """One key, so that the output is its value."""
+    q, k, _ = operands(seq_len=1, kv_len=1)
+    v = 1 + torch.arange(16, dtype=torch.float32).reshape(1, 1, 1, 16) * 2.0**-12
+    off = attention(q, k, v, precision="tf32") - v
+    assert 0 < off.abs().max() <= 2.0**-11
+    assert off.max() > 0 > off.min()
 
 
 def test_other_schemes_are_served_by_the_one_of_their_class() -> None:
@@ -174,7 +191,7 @@ def test_the_causal_mask_is_aligned_to_the_bottom_right() -> None:
     assert moved[1:].all(), "the others see more"
 
 
-@pytest.mark.parametrize("precision", ["fp16x3", "fp16x1", "ieee"])
+@pytest.mark.parametrize("precision", FLOAT32_PRECISIONS)
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
 def test_scales_of_any_sign(scale: float, precision: str) -> None:
     assert max(errors(operands(), scale=scale, precision=precision)) < ERROR[precision]

@@ -13,7 +13,7 @@ from attnbench.backends.sdpa import ALL_BUT_FLOAT64
 from attnbench.backends.support import HeadDims
 from attnbench.case import Case
 
-PRECISION = {"ieee": "fp16x3", "tf32": "fp16x1"}
+PRECISION = {"ieee": "fp16x3", "tf32": "tf32"}
 """The scheme of float32 products that has the accuracy a case asks for; 16-bit types have one way of their own."""
 
 

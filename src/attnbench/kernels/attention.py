@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, NATIVE, SE
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GREATEST_HEAD_DIM = 256
 
-PRECISION_BY_SWITCH = {"highest": "fp16x3", "high": "fp16x1", "medium": "fp16x1"}
+PRECISION_BY_SWITCH = {"highest": "fp16x3", "high": "tf32", "medium": "tf32"}
 """What `torch.get_float32_matmul_precision` asks for, and the precision that gives it."""
+
+SHORT = 512
+"""Up to this length `tf32` is TensorFloat-32 itself. Beyond, halves are worth the launches that make them."""
 
 
 def attention(
@@ -28,9 +32,9 @@ def attention(
     no key gives zeros, and gets a gradient of zeros. `scale` is 1/√head_dim unless given.
 
     `precision` is how products of float32 are made: `ieee`, in full; `fp16x3`, as accurate, by three products on tensor
-    cores; `fp16x1`, of the class of TensorFloat-32, by one. Schemes of other names are served by the one of these in their
-    class: `tf32x3` and `bf16x3` by fp16x3, `tf32` by fp16x1. By default it is what
-    `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else fp16x1. It does nothing for 16-bit types.
+    cores, also under the names `tf32x3` and `bf16x3`; `tf32`, by one product with eleven bits of each operand, which for
+    long sequences is `fp16x1`. By default it is what `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else
+    tf32. It does nothing for 16-bit types.
 
     The backward is deterministic. It cannot be differentiated again.
 
@@ -53,10 +57,16 @@ def attention(
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not math.isfinite(factor):
         raise ValueError(f"scale is {scale}; it must be finite")
-    out, _, _ = torch.ops.attnbench.attention_forward(
-        q, k, v, causal, factor, SERVED_BY.get(precision, precision) if q.dtype == torch.float32 else NATIVE
-    )
-    return out
+    return _forward(q, k, v, causal, factor, _products(precision, q, k))[0]
+
+
+def _products(precision: str, q: Tensor, k: Tensor) -> str:
+    """How the kernels multiply, for what was asked for."""
+    if q.dtype != torch.float32:
+        return NATIVE
+    if precision == "tf32" and max(q.shape[2], k.shape[2]) > SHORT:
+        return "fp16x1"
+    return SERVED_BY.get(precision, precision)
 
 
 @torch.compiler.assume_constant_result  # compiled code is guarded by the switch, and made anew where it changes
@@ -70,21 +80,25 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"q, k and v must be (batch, heads, seq, head_dim) or (batch, seq, head_dim), all alike; "
             f"got {q.dim()}, {k.dim()} and {v.dim()} dimensions"
         )
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"batch, kv_heads, kv_len and head_dim must agree; got {shapes}")
-    if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(f"heads must be a multiple of kv_heads; got {shapes}")
-    if not all((*q.shape, *k.shape)):
-        raise ValueError(f"no dimension may be empty; got {shapes}")
-    if q.shape[3] > GREATEST_HEAD_DIM:
-        raise ValueError(f"head_dim may be up to {GREATEST_HEAD_DIM}; got {q.shape[3]}")
+    (batch, heads, _, head_dim), (kv_batch, kv_heads, _, kv_head_dim) = q.shape, k.shape
+    if k.shape != v.shape or batch != kv_batch or head_dim != kv_head_dim:
+        raise ValueError(f"batch, kv_heads, kv_len and head_dim must agree; got {_shapes(q, k, v)}")
+    if not kv_heads or heads % kv_heads:
+        raise ValueError(f"heads must be a multiple of kv_heads; got {_shapes(q, k, v)}")
+    if not q.numel() or not k.numel():
+        raise ValueError(f"no dimension may be empty; got {_shapes(q, k, v)}")
+    if head_dim > GREATEST_HEAD_DIM:
+        raise ValueError(f"head_dim may be up to {GREATEST_HEAD_DIM}; got {head_dim}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
         raise ValueError(
             f"q, k and v must be of one dtype, float32, float16 or bfloat16; got {q.dtype}, {k.dtype}, {v.dtype}"
         )
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k and v must be on one device; got {q.device}, {k.device}, {v.device}")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 # --- operators --------------------------------------------------------------------------------------------------------
@@ -126,27 +140,54 @@ def _fake_backward(
     return launch.backward_results(q, k, v)
 
 
-def _keep(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.precision = inputs
-    out, logsumexp, magnitudes = output
-    ctx.save_for_backward(q, k, v, out, logsumexp, magnitudes)
-    ctx.mark_non_differentiable(logsumexp, magnitudes)
-    ctx.set_materialize_grads(False)
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, logsumexp, magnitudes = _forward(q, k, v, causal, scale, precision)
+        ctx.save_for_backward(q, k, v, out, logsumexp, magnitudes)
+        ctx.others = causal, scale, precision
+        ctx.mark_non_differentiable(logsumexp, magnitudes)
+        ctx.set_materialize_grads(False)
+        return out, logsumexp, magnitudes
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, logsumexp, magnitudes = ctx.saved_tensors
+        if (d_out := grads[0]) is None:
+            return (None,) * 6
+        return (*_backward(q, k, v, out, d_out, logsumexp, magnitudes, *ctx.others), None, None, None)
 
 
-def _backward(ctx, d_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-    if d_out is None:
-        return (None,) * 6
-    q, k, v, out, logsumexp, magnitudes = ctx.saved_tensors
-    grads = torch.ops.attnbench.attention_backward(
-        q, k, v, out, d_out, logsumexp, magnitudes, ctx.causal, ctx.scale, ctx.precision
-    )
-    return (*grads, None, None, None)
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs: Any) -> tuple[Tensor, ...]:  # noqa: ARG004
+        with torch._C._AutoDispatchBelowAutograd():
+            return _backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grads: object) -> None:  # noqa: ARG004
+        raise RuntimeError("attnbench.attention has no second derivative; use another attention for double backward")
 
 
-def _no_double_backward(ctx, *_: object) -> None:
-    raise RuntimeError("attnbench.attention has no second derivative; use another attention for double backward")
+# By hand, since `torch.library.register_autograd` takes some 50 µs a call for what these few lines do.
+def _forward_with_autograd(*inputs: Any) -> tuple[Tensor, ...]:
+    return _differentiable(_Attention, _forward, inputs)
 
 
-torch.library.register_autograd("attnbench::attention_forward", _backward, setup_context=_keep, lib=_library)
-torch.library.register_autograd("attnbench::attention_backward", _no_double_backward, lib=_library)
+def _backward_with_autograd(*inputs: Any) -> tuple[Tensor, ...]:
+    return _differentiable(_Gradients, _backward, inputs)
+
+
+def _differentiable(
+    function: type[torch.autograd.Function], operator: Any, inputs: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        return function.apply(*inputs)  # pyright: ignore[reportReturnType]
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*inputs)
+
+
+_forward, _backward = torch.ops.attnbench.attention_forward.default, torch.ops.attnbench.attention_backward.default
+_library.impl("attention_forward", _forward_with_autograd, "Autograd")
+_library.impl("attention_backward", _backward_with_autograd, "Autograd")

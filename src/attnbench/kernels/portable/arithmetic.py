@@ -3,6 +3,7 @@
 float16 and bfloat16 have one way to be multiplied, `native`. For float32 there are these, by name:
 
 - `ieee`: every product and sum in float32, on the FMA units.
+- `tf32`: operands rounded to TensorFloat-32, one product on tensor cores.
 - `fp16x3`: three products on tensor cores, of two float16 halves, which together hold 22 bits of an operand; `fp16x1`:
   one product of the first halves, 11 bits like TensorFloat-32 at twice its rate.
 
@@ -19,8 +20,8 @@ import triton.language as tl
 HALVES = {"fp16x3": 2, "fp16x1": 1}
 """Precisions that multiply float16 halves, and how many of each operand."""
 
-FLOAT32_PRECISIONS = ("ieee", *HALVES)
-SERVED_BY = {"tf32x3": "fp16x3", "bf16x3": "fp16x3", "tf32": "fp16x1"}
+FLOAT32_PRECISIONS = ("ieee", "tf32", *HALVES)
+SERVED_BY = {"tf32x3": "fp16x3", "bf16x3": "fp16x3"}
 """Schemes known by these names elsewhere, and the one here that is of their class of accuracy."""
 NATIVE = "native"
 """The precision of 16-bit types."""
@@ -119,6 +120,12 @@ def narrowed(x, dtype: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
+def _nearest_tf32(x):
+    """float32 rounded to eleven bits; tensor cores would leave the others out, and make everything smaller."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _onto(sums, a, b, PRECISION: tl.constexpr):
     """sums + a @ b in one product, added up as the units do it."""
     if PRECISION == "fp16x1":
@@ -127,6 +134,8 @@ def _onto(sums, a, b, PRECISION: tl.constexpr):
         if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
             return sums + tl.dot(a[0].to(tl.float32), b[0].to(tl.float32))
         return tl.dot(a[0], b[0], sums)
+    elif PRECISION == "tf32":
+        return tl.dot(_nearest_tf32(a[0]), _nearest_tf32(b[0]), sums, input_precision="tf32")
     else:
         return tl.dot(a[0], b[0], sums, input_precision="ieee")
 

@@ -44,13 +44,14 @@ def _top(PARTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dq(
-    q, k, v, do, out, logsumexp, of_rows, dq, kv_magnitudes, q_do_magnitudes, q_to_low, k_to_low,
+    q, k, v, do, out, logsumexp, of_rows, dq, kv_magnitudes, q_do_magnitudes,
+    score_scale, scale, q_to_low, k_to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_gb, stride_gh, stride_gn, stride_gd,
     stride_ob, stride_oh, stride_on,
-    H, G, N, M, ROWS, score_scale, scale,
+    H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -115,13 +116,14 @@ def attnbench_dq(
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dkdv(
-    q, k, v, do, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes, q_to_low, k_to_low,
+    q, k, v, do, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes,
+    score_scale, scale, q_to_low, k_to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_gb, stride_gh, stride_gn, stride_gd,
     stride_ob, stride_oh, stride_om,
-    H, G, N, M, ROWS, score_scale, scale,
+    H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -168,7 +170,7 @@ def attnbench_dkdv(
             p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
             if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
                 if start < unmasked:
-                    p = tl.where(sees(queries[None, :], keys[:, None], M, offset, CAUSAL), p, 0.0)
+                    p = tl.where(queries[None, :] + offset >= keys[:, None], p, 0.0)
             do_parts = load_parts(head_do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
             do_columns = columns_of(
                 do_parts, head_do, q_to_low, queries, stride_gn, stride_gd, N, column, COLUMNS, BLOCK_D, D, PARTS

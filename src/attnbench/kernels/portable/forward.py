@@ -44,12 +44,12 @@ def keys_seen(first_query, last_query, M, offset, BLOCK_N: tl.constexpr, CAUSAL:
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes"])
 def attnbench_forward(
-    q, k, v, out, logsumexp, kv_magnitudes, to_low,
+    q, k, v, out, logsumexp, kv_magnitudes, score_scale, to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_ob, stride_oh, stride_on,
-    H, G, N, M, score_scale,
+    H, G, N, M,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-import triton
 from torch import Tensor
 
 from attnbench.kernels.portable import backward as backwards
@@ -33,7 +32,13 @@ MUCH_BYTES, SHARES = 32 << 20, 4
 rows then."""
 
 Index = tuple[slice, slice]
-"""Some of the batch, and of the heads."""
+"""Some of the batch, and of the heads; None stands for all, of which no view need be made."""
+
+Grid = tuple[int, int, int]
+Rest = tuple[Grid, tuple[int, ...], dict[str, Any]]
+"""Of a launch, what follows from the likeness of calls: the grid, numbers, and constants."""
+
+NOTHING = nullcontext()
 
 
 def forward_results(q: Tensor, k: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,13 +61,14 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the largest magnitudes of k and v, as bits."""
-    out, logsumexp, magnitudes = forward_results(q, k, precision)
+    results = forward_results(q, k, precision)
     with _on_device_of(q):
         for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * k.numel(), precision)):
-            inputs = q[of_q], k[of_k], v[of_k]
+            inputs = _of(q, of_q), _of(k, of_k), _of(v, of_k)
+            out, logsumexp, magnitudes = (_of(x, some) for x, some in zip(results, (of_q, of_q, of_k), strict=True))
             launch = Launches.of(share, inputs, causal, scale, precision)
-            _forward(launch, *inputs, out[of_q], logsumexp[of_q], magnitudes[of_k], causal, scale, precision)
-    return out, logsumexp, magnitudes
+            _forward(launch, *inputs, out, logsumexp, magnitudes, causal, scale, precision)
+    return results
 
 
 def backward(
@@ -70,30 +76,38 @@ def backward(
     causal: bool, scale: float, precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv, each of its tensor's shape, contiguous."""
-    dq, dk, dv = backward_results(q, k, v)
+    results = backward_results(q, k, v)
     with _on_device_of(q):
         for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * (q.numel() + k.numel()), precision)):
-            inputs = q[of_q], k[of_k], v[of_k], out[of_q], d_out[of_q], logsumexp[of_q]
+            inputs = (
+                _of(q, of_q), _of(k, of_k), _of(v, of_k), _of(out, of_q), _of(d_out, of_q), _of(logsumexp, of_q),
+                _of(magnitudes, of_k),
+            )  # fmt: skip
+            dq, dk, dv = (_of(x, some) for x, some in zip(results, (of_q, of_k, of_k), strict=True))
             launch = Launches.of(share, inputs, causal, scale, precision)
-            _backward(launch, *inputs, magnitudes[of_k], dq[of_q], dk[of_k], dv[of_k], causal, scale, precision)
-    return dq, dk, dv
+            _backward(launch, *inputs, dq, dk, dv, causal, scale, precision)
+    return results
+
+
+def _of(x: Tensor, some: Index | None) -> Tensor:
+    return x if some is None else x[some]
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
     if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return nullcontext()
+        return NOTHING
     return torch.cuda.device(x.device)
 
 
-def _shares(q: Tensor, k: Tensor, halved_elements: int, precision: str) -> list[tuple[Index, Index]]:
+def _shares(q: Tensor, k: Tensor, halved_elements: int, precision: str) -> Sequence[tuple[Index | None, Index | None]]:
     """The heads that are worked on at a time, of queries and of keys: all, unless their halves take much memory."""
-    everything = slice(None)
-    batch, kv_heads = k.shape[:2]
     halves_bytes = 2 * HALVES.get(precision, 0) * halved_elements
+    batch, kv_heads = k.shape[:2]
     count = min(SHARES, max(1, -(-halves_bytes // MUCH_BYTES)), batch if batch > 1 else kv_heads)
     if count == 1:
-        return [((everything, everything), (everything, everything))]
+        return ((None, None),)
+    everything = slice(None)
     if batch > 1:
         return [((some, everything), (some, everything)) for some in _divided(batch, count)]
     shared = q.shape[1] // kv_heads
@@ -111,14 +125,15 @@ class Launches:
     """The launches of calls that are alike: each kernel is compiled, and found again, once.
 
     Triton looks at every argument of every launch to find the compiled kernel, which takes longer than to launch it. All
-    that it looks at follows from what makes calls alike: shapes, strides, dtypes and alignments of what they are given.
+    that it looks at follows from what makes calls alike: shapes, strides, dtypes and alignments of what they are given. So
+    do all arguments but the tensors and the scale.
     """
 
     ALIGNMENT, MOST = 16, 4096
     _known: ClassVar[dict[Hashable, Launches]] = {}
 
     def __init__(self) -> None:
-        self._compiled: dict[Hashable, tuple[Any, Any, tuple[Any, ...]]] = {}
+        self._compiled: dict[Hashable, tuple[Any, Any, Grid, tuple[Any, ...]]] = {}
 
     @classmethod
     def of(cls, share: int, inputs: tuple[Tensor, ...], causal: bool, scale: float, precision: str) -> Launches:
@@ -131,37 +146,40 @@ class Launches:
             found = cls._known[alike] = cls()
         return found
 
-    def __call__(
-        self, step: Hashable, kernel: Any, grid: tuple[Any, Any, Any], *arguments: Any, **constants: Any
-    ) -> None:
+    def __call__(self, step: Hashable, kernel: Any, arguments: tuple[Any, ...], rest: Callable[[], Rest]) -> None:
         """Launches a kernel; `step` tells this launch from the others of the call.
 
-        What is compiled wants all three dimensions of the grid, where the kernel itself fills them up. `constants` are
-        options of the compiler and, in any order, the last arguments of the kernel.
+        `rest` is the grid and what follows from the inputs' likeness: numbers, which come after `arguments`, and constants:
+        options of the compiler and, in any order, the last arguments of the kernel. What is compiled wants all three
+        dimensions of the grid, where the kernel itself fills them up.
         """
         known = self._compiled.get(step)
         if known and known[0] is kernel:
-            _, compiled, rest = known
-            compiled[grid](*arguments, *rest)
-        elif compiled := kernel[grid](*arguments, **constants):  # the interpreter compiles nothing
-            rest = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
-            self._compiled[step] = kernel, compiled, rest
+            _, compiled, grid, others = known
+            compiled[grid](*arguments, *others)
+            return
+        grid, numbers, constants = rest()
+        if compiled := kernel[grid](*arguments, *numbers, **constants):  # the interpreter compiles nothing
+            last = kernel.arg_names[len(arguments) + len(numbers) :]
+            self._compiled[step] = kernel, compiled, grid, (*numbers, *(constants[name] for name in last))
 
 
 def _forward(
     launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
     causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
-    batch, heads, seq_len, head_dim = q.shape
     k, v, to_low = _in_parts(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
-    chosen = tile("forward", head_dim, precision, q.device)
-    launch(
-        "forward", attnbench_forward, (triton.cdiv(seq_len, chosen.queries), batch * heads, 1),
-        q, k, v, out, logsumexp, magnitudes, to_low,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
-        heads, k.shape[1], seq_len, k.shape[2], abs(scale) * LOG2_E,
-        **_constants(head_dim, precision, causal, chosen), NEGATED=scale < 0,
-    )  # fmt: skip
+
+    def rest() -> Rest:
+        batch, heads, seq_len, head_dim = q.shape
+        chosen = tile("forward", head_dim, precision, q.device)
+        return (
+            (_tiles(seq_len, chosen.queries), batch * heads, 1),
+            (to_low, *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3], heads, k.shape[1], seq_len, k.shape[2]),
+            _constants(head_dim, precision, causal, chosen) | {"NEGATED": scale < 0},
+        )
+
+    launch("forward", attnbench_forward, (q, k, v, out, logsumexp, magnitudes, abs(scale) * LOG2_E), rest)
 
 
 def _backward(
@@ -172,28 +190,32 @@ def _backward(
     kv_heads, kv_len = k.shape[1], k.shape[2]
     dq_tile, dkdv_tile = (tile(kernel, head_dim, precision, q.device) for kernel in ("dq", "dkdv"))
     larger = max(dq_tile.queries, dkdv_tile.queries)  # both are powers of two
-    rows = -(-seq_len // larger) * larger
+    rows = _tiles(seq_len, larger) * larger
     of_rows = logsumexp.new_empty((batch, heads, rows, 2))
 
     known, q_do_magnitudes = kv_magnitudes[:, :, None], torch.empty_like(kv_magnitudes)
     k, v, k_to_low = _in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
     of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
     q, d_out, q_to_low = _in_parts(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
-    scales = kv_magnitudes, q_do_magnitudes, q_to_low, k_to_low
-    strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride()
-    sizes = heads, kv_heads, seq_len, kv_len, rows, scale * LOG2_E, scale
-    bound, block_d = {"LOG2_D": (head_dim - 1).bit_length()}, _block_d(head_dim)
-    summed = columns(precision, block_d)
-    launch(
-        "dq", attnbench_dq, (triton.cdiv(rows, dq_tile.queries), batch * heads, 1),
-        q, k, v, d_out, out, logsumexp, of_rows, dq, *scales, *strides, *out.stride()[:3], *sizes,
-        **_constants(head_dim, precision, causal, dq_tile), **bound,
-    )  # fmt: skip
-    launch(
-        "dkdv", attnbench_dkdv, (triton.cdiv(kv_len, dkdv_tile.keys), batch * kv_heads, block_d // summed),
-        q, k, v, d_out, of_rows, dk, dv, *scales, *strides, *dk.stride()[:3], *sizes,
-        **_constants(head_dim, precision, causal, dkdv_tile), **bound, COLUMNS=summed,
-    )  # fmt: skip
+    magnitudes, scales = (kv_magnitudes, q_do_magnitudes), (scale * LOG2_E, scale)
+
+    def numbers(result: Tensor) -> tuple[int, ...]:
+        strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride(), *result.stride()[:3]
+        return q_to_low, k_to_low, *strides, heads, kv_heads, seq_len, kv_len, rows
+
+    def rest_of_dq() -> Rest:
+        grid = (_tiles(rows, dq_tile.queries), batch * heads, 1)
+        return grid, numbers(out), _constants(head_dim, precision, causal, dq_tile) | bound
+
+    def rest_of_dkdv() -> Rest:
+        summed = columns(precision, _block_d(head_dim))
+        grid = (_tiles(kv_len, dkdv_tile.keys), batch * kv_heads, _block_d(head_dim) // summed)
+        constants = _constants(head_dim, precision, causal, dkdv_tile) | bound | {"COLUMNS": summed}
+        return grid, numbers(dk), constants
+
+    bound = {"LOG2_D": (head_dim - 1).bit_length()}
+    launch("dq", attnbench_dq, (q, k, v, d_out, out, logsumexp, of_rows, dq, *magnitudes, *scales), rest_of_dq)
+    launch("dkdv", attnbench_dkdv, (q, k, v, d_out, of_rows, dk, dv, *magnitudes, *scales), rest_of_dkdv)
 
 
 # --- operands ---------------------------------------------------------------------------------------------------------
@@ -205,12 +227,14 @@ def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor, precision: str)
         return None
     batch, heads, rows, head_dim = x.shape
     block = _rows_of_a_program(head_dim)
-    tiles = -(-rows // block)
+    tiles = _tiles(rows, block)
     found = x.new_empty((batch, heads, tiles, 2), dtype=torch.int32)
-    launch(
-        ("magnitudes", step), attnbench_magnitudes, (tiles, batch * heads, 2),
-        x, y, found, *x.stride(), *y.stride(), heads, rows, D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim),
-    )  # fmt: skip
+
+    def rest() -> Rest:
+        constants = {"D": head_dim, "BLOCK": block, "BLOCK_D": _block_d(head_dim)}
+        return (tiles, batch * heads, 2), (*x.stride(), *y.stride(), heads, rows), constants
+
+    launch(("magnitudes", step), attnbench_magnitudes, (x, y, found), rest)
     return found
 
 
@@ -223,22 +247,29 @@ def _in_parts(
     """
     if of_tiles is None or precision not in HALVES:
         return x, y, 0
-    batch, heads, rows, head_dim = x.shape
-    kv_heads = magnitudes.shape[1]
-    x_parts, y_parts = (x.new_empty((HALVES[precision], *x.shape), dtype=torch.float16) for _ in range(2))
-    to_low = x_parts.stride(0)
-    block = _rows_of_a_program(head_dim)
-    tiles = of_tiles.shape[1] * of_tiles.shape[2] // kv_heads
-    launch(
-        ("halves", step), attnbench_halves, (triton.cdiv(rows, block), batch * heads, 2),
-        x, y, x_parts, y_parts, of_tiles, magnitudes, to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles,
-        D=head_dim, BLOCK=block, BLOCK_D=_block_d(head_dim), PARTS=HALVES[precision], AT_ONCE=256,
-    )  # fmt: skip
+    parts, to_low = HALVES[precision], x.numel()
+    x_parts, y_parts = (x.new_empty((parts, *x.shape), dtype=torch.float16) for _ in range(2))
+
+    def rest() -> Rest:
+        batch, heads, rows, head_dim = x.shape
+        kv_heads, block = magnitudes.shape[1], _rows_of_a_program(head_dim)
+        tiles = of_tiles.shape[1] * of_tiles.shape[2] // kv_heads
+        return (
+            (_tiles(rows, block), batch * heads, 2),
+            (to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles),
+            {"D": head_dim, "BLOCK": block, "BLOCK_D": _block_d(head_dim), "PARTS": parts, "AT_ONCE": 256},
+        )
+
+    launch(("halves", step), attnbench_halves, (x, y, x_parts, y_parts, of_tiles, magnitudes), rest)
     return x_parts[0], y_parts[0], to_low
 
 
 def _rows_of_a_program(head_dim: int) -> int:
     return ELEMENTS // _block_d(head_dim)
+
+
+def _tiles(rows: int, block: int) -> int:
+    return -(-rows // block)
 
 
 def _block_d(head_dim: int) -> int:

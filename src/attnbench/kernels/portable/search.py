@@ -28,9 +28,9 @@ import torch
 from attnbench.kernels.portable.arithmetic import NATIVE
 from attnbench.kernels.portable.inspection import KERNELS, Resources, resources
 from attnbench.kernels.portable.tiles import SHARED_BYTES, TILES, WIDTHS, Table, Tile, columns, table_for
-from attnbench.kernels.portable.timing import LENGTHS, Row, time_tiles
+from attnbench.kernels.portable.timing import Row, time_tiles
 
-PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "ieee")
+PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "tf32", "ieee")
 
 # --- candidates -------------------------------------------------------------------------------------------------------
 
@@ -58,13 +58,17 @@ def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[
     ]
 
 
+LEAST_SUMS = {"tf32": 6}
+
+
 def candidates(row: Row) -> list[Tile]:
     """Tiles whose float32 sums may fit into registers, and that leave no thread without work."""
     shapes = product(QUERIES, KEYS, WARPS)
     return [
         Tile(queries, keys, warps, FIRST_STAGES)
         for queries, keys, warps in shapes
-        if 12 <= _sums_of_a_thread(row, queries, keys, warps) <= 200 and _worth_it(row, queries, keys, warps)
+        if LEAST_SUMS.get(row.precision, 12) <= _sums_of_a_thread(row, queries, keys, warps) <= 200
+        and _worth_it(row, queries, keys, warps)
     ]
 
 
@@ -83,6 +87,8 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
     own, streamed = (keys, queries) if row.kernel == "dkdv" else (queries, keys)
     if row.precision == "ieee":  # products are written out in full: larger ones compile for minutes
         return own <= 64 and streamed <= 64 and queries * keys * row.head_dim // (32 * warps) <= 1024
+    if row.precision == "tf32":  # of short sequences, which small tiles spread over more of the GPU
+        return own <= 64 and 32 <= streamed <= 128
     own_least, streamed_least = (
         (16 * warps, 32) if row.head_dim <= 64 else (32, 32) if row.head_dim <= 128 else (16, 16)
     )
@@ -130,11 +136,12 @@ def _taken(row: Row, capability: int, tile: Tile, *, causal: bool = False) -> tu
 
 
 def slowness(ms: Mapping[Tile, Mapping[int, float]]) -> dict[Tile, float]:
-    """Of tiles timed at every length: the product, over lengths, of how many times the best they take."""
-    whole = {tile: found for tile, found in ms.items() if set(found) == set(LENGTHS)}
-    best = {length: min((found[length] for found in whole.values()), default=1.0) for length in LENGTHS}
+    """Of tiles timed at every length: the mean, over lengths, of how many times the best they take."""
+    lengths = max((set(found) for found in ms.values()), key=len, default=set())
+    whole = {tile: found for tile, found in ms.items() if found and set(found) == lengths}
+    best = {length: min(found[length] for found in whole.values()) for length in lengths}
     return {
-        tile: statistics.geometric_mean(found[length] / best[length] for length in LENGTHS)
+        tile: statistics.geometric_mean(found[length] / best[length] for length in lengths)
         for tile, found in whole.items()
     }
 

@@ -19,8 +19,8 @@ from attnbench.kernels.portable.arithmetic import NATIVE
 from attnbench.kernels.portable.inspection import KERNELS
 from attnbench.kernels.portable.tiles import Tile
 
-BATCH, LENGTHS = 8, (16384, 4096, 1024)
-"""One head each; as many keys as queries."""
+BATCH, LENGTHS, SHORT_LENGTHS = 8, (16384, 4096, 1024), (512, 256)
+"""One head each; as many keys as queries. The second are those of `tf32`, which serves no longer ones."""
 
 HOLD_CYCLES, LONGEST_HOLD_CYCLES = 1 << 19, 1 << 26
 """For how long the device is held while a call is queued: a quarter of a millisecond, doubled where that is not enough."""
@@ -33,6 +33,11 @@ class Row:
     kernel: str
     precision: str
     head_dim: int
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """At which it is timed, the longest first."""
+        return SHORT_LENGTHS if self.precision == "tf32" else LENGTHS
 
 
 RESULTS = {"forward": ("out", "logsumexp"), "dq": ("dq", "of_rows"), "dkdv": ("dk", "dv")}
@@ -79,10 +84,10 @@ def _close(got: Tensor, right: Tensor) -> bool:
 
 
 @lru_cache(maxsize=1)  # all kernels of a precision and width follow each other
-def calls(precision: str, head_dim: int) -> Mapping[tuple[str, int], Call]:
+def calls(precision: str, head_dim: int, lengths: tuple[int, ...]) -> Mapping[tuple[str, int], Call]:
     """The launches of a step on random data, overheard, by kernel and length."""
     heard: dict[tuple[str, int], Call] = {}
-    for length in LENGTHS:
+    for length in lengths:
         for name, (arguments, kernel) in _overheard(precision, head_dim, length).items():
             bound = dict(zip(kernel.arg_names, arguments[0], strict=False)) | arguments[1]
             expected = tuple(bound[result] for result in RESULTS[name])  # which other kernels read
@@ -144,18 +149,19 @@ def _other_data() -> Tensor:
 
 def time_tiles(row: Row, tiles: Sequence[Tile], over: Callable[[], bool]) -> dict[Tile, dict[int, float]]:
     """The median of each tile at each length, in turns; of tiles that are far behind in the first, that one sample."""
-    heard = {length: calls(row.precision, row.head_dim)[row.kernel, length] for length in LENGTHS}
+    known, longest = calls(row.precision, row.head_dim, row.lengths), row.lengths[0]
+    heard = {length: known[row.kernel, length] for length in row.lengths}
     other_data = _other_data()
     samples: dict[Tile, dict[int, list[float]]] = {}
     for tile in tiles:
         if over():
             break
         if all(call.is_right(tile) for call in heard.values()):
-            samples[tile] = {LENGTHS[0]: [sample_ms(partial(heard[LENGTHS[0]], tile), other_data)]}
-    best = min((taken[LENGTHS[0]][0] for taken in samples.values()), default=0.0)
-    near = [tile for tile, taken in samples.items() if taken[LENGTHS[0]][0] <= SLOW * best]
+            samples[tile] = {longest: [sample_ms(partial(heard[longest], tile), other_data)]}
+    best = min((taken[longest][0] for taken in samples.values()), default=0.0)
+    near = [tile for tile, taken in samples.items() if taken[longest][0] <= SLOW * best]
     for _ in range(ROUNDS):
-        for tile, length in product(near, LENGTHS):
+        for tile, length in product(near, row.lengths):
             samples[tile].setdefault(length, []).append(sample_ms(partial(heard[length], tile), other_data))
     return {
         tile: {length: statistics.median(taken) for length, taken in of_tile.items()}
