@@ -285,3 +285,16 @@ def test_cudnn_is_asked_whether_it_has_a_plan_and_builds_none(monkeypatch: pytes
     with pytest.raises(AssertionError):
         call.forward()
     assert len(built) == 1, "to run, it builds one"
+
+
+def test_cudnn_that_finds_two_runtime_libraries_says_where_to_keep_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    standins.install(monkeypatch)
+
+    def two(graph: object) -> None:
+        raise RuntimeError("Multiple libcudart libraries found: libcudart.so.12 and libcudart.so.13")
+
+    monkeypatch.setattr(standins.pygraph, "check_support", two)
+    why = backends.load("cudnn-frontend").refuses(Ask(small(dtype="float16", d_model=64), "cuda"))
+    assert why
+    assert why.startswith("Multiple libcudart libraries found")
+    assert why.endswith("in a folder like nvidia/cuda_runtime_12/lib (docs/backends.md)")

@@ -340,7 +340,7 @@ def test_the_same_kernels_are_no_regression_on_an_h200_and_five_per_cent_are_one
     assert not [one for one in times if one.cell_id not in touched and one.verdict == "slower"]
 
 
-REPEATED = [f"repeat-bf16-{which}-h200-2026-11-24" for which in "ab"]
+REPEATED = [f"repeat-bf16-{which}-h200-2026-11-25" for which in "ab"]
 
 
 def test_two_runs_apart_on_an_h200_have_no_regression() -> None:

@@ -142,6 +142,18 @@ def test_no_stored_run_is_faster_than_its_floor() -> None:
     assert 0.5 < max(limits.values()) <= 1, max(limits, key=lambda cell: limits[cell])
 
 
+def test_events_agree_with_the_kernel_that_they_watched() -> None:
+    """Forwards of one kernel, above 0.1 ms, in the published runs that watched: the two clocks see the same calls."""
+    apart = {
+        f"{one.cell_id} {one.run_id}": one.watched_forward_ms / one.device_forward_ms - 1
+        for one in stored()
+        if one.watched_forward_ms and one.device_forward_ms and one.device_forward_ms > 0.1
+        if len(one.kernels_forward or ()) == 1
+    }
+    assert len(apart) > 100
+    assert max(map(abs, apart.values())) < 0.02, max(apart, key=lambda cell: abs(apart[cell]))
+
+
 def test_a_floor_that_is_too_high_would_be_noticed() -> None:
     fast = Ceilings(matmul_flop_per_s={"float32": 1.0})
     found = tagged(judged(record(forward_ms=1.0, forward_samples_ms=(1.0,) * 20), fast))

@@ -17,6 +17,11 @@ from attnbench.backends.support import SIXTEEN_BIT, HeadDims
 from attnbench.case import Case
 from attnbench.errors import printable
 
+REMEDY = (
+    "; keep that of xFormers out of LD_LIBRARY_PATH and in a folder like nvidia/cuda_runtime_12/lib (docs/backends.md)"
+)
+"""Where the frontend finds CUDA's runtime library in two versions."""
+
 Pack = dict[Any, Tensor]
 """Tensors by the nodes of a graph that they stand for."""
 
@@ -167,7 +172,8 @@ def objects(deterministic: bool, ask: Ask) -> str | None:
         graphs = Graphs(ask.case, deterministic=deterministic, plans=False)
         _ = (graphs.training, graphs.backward) if ask.backward else graphs.inference
     except Exception as error:
-        return printable(str(error).strip().partition("\n")[0]) or type(error).__name__
+        said = printable(str(error).strip().partition("\n")[0]) or type(error).__name__
+        return said + (REMEDY if "Multiple libcudart" in said else "")
     return None
 
 
