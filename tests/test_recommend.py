@@ -352,6 +352,21 @@ def test_a_shape_beside_others_is_blended_from_them(left_out: tuple[int, int]) -
     assert "its times are estimated from those beside it, at seq_len" in text(found)
 
 
+def test_who_is_wrong_at_another_d_model_is_judged_by_the_shapes_of_this_one() -> None:
+    """As where a kernel has a fault at one width of heads."""
+    lengths, widths = (64, 256, 512, 1024), (16, 32, 64)
+    cells = [
+        cell("eager", None, n, d=d, status="incorrect") if d == 16 else plane("eager", n, d)
+        for n in lengths for d in widths if (n, d) != (256, 32)
+    ]  # fmt: skip
+    found = recommended(cells, seq_len=256, d_model=32)
+    assert found.winner.shapes == ((64, 32), (64, 64), (256, 64), (512, 32), (512, 64))
+    assert found.winner.ms == pytest.approx(plane("eager", 256, 32).forward_backward_ms, rel=0.3)
+    for d_model in (16, 24):
+        with pytest.raises(RequestError, match="incorrect"):
+            recommended(cells, seq_len=256, d_model=d_model)
+
+
 def test_neither_length_nor_d_model_measured_is_estimated_along_both() -> None:
     cells = [cell("eager", n**2 * d * 1e-6, n, d=d) for n in (64, 128, 512) for d in (16, 64, 128)]
     found = recommended(cells, seq_len=300, d_model=32)
@@ -374,16 +389,18 @@ CLOSE = 0.05
 """How much slower than the best the recommended backend may be, where the shape was left out of the run."""
 
 
+FIELD = {"forward": "forward_ms", "backward": "backward_ms", "step": "forward_backward_ms"}
+
+
 def losses(run: Run, what: str, hide: Callable[[Case, Case], bool]) -> dict[Case, float | None]:
     """How much slower than the fastest the backend is that is recommended for each case without those that `hide` takes.
 
     None where nothing can be said of it.
     """
-    field = {"forward": "forward_ms", "backward": "backward_ms", "step": "forward_backward_ms"}[what]
     times: dict[Case, dict[str, float]] = {}
     for one in run.records:
         if one.status == "ok":
-            times.setdefault(one.case, {})[one.backend] = getattr(one, field)
+            times.setdefault(one.case, {})[one.backend] = getattr(one, FIELD[what])
     found: dict[Case, float | None] = {}
     for case, by_backend in times.items():
         rest = replace(run, records=[one for one in run.records if not hide(one.case, case)])
@@ -415,16 +432,31 @@ def test_a_shape_left_out_is_recommended_nearly_the_best(name: str, what: str) -
     assert len(found) == 20
 
 
-@pytest.mark.parametrize("name", [name for name in STORED if "protocol" not in name])
-def test_a_length_left_out_altogether_is_recommended_nearly_the_best(name: str) -> None:
-    run = load(RESULTS / name)
-    told: list[float | None] = []
-    for what in ("forward", "backward", "step"):
-        found = losses(run, what, lambda one, case: one.seq_len == case.seq_len)
-        told += [loss for case, loss in found.items() if 256 < case.seq_len < 16384]
-    close = sum(loss is not None and loss <= CLOSE for loss in told)
-    print(f"{name}: {close} of {len(told)} within {CLOSE:.0%}, their lengths lying between measured ones")
+def test_a_length_left_out_altogether_is_recommended_nearly_the_best_or_too_close_to_call() -> None:
+    """Of lengths between measured ones."""
+    told: list[float] = []
+    for name in STORED:
+        run = load(RESULTS / name)
+        if "protocol" in name:
+            continue
+        for what in ("forward", "backward", "step"):
+            for case, loss in losses(run, what, lambda one, case: one.seq_len == case.seq_len).items():
+                if 256 < case.seq_len < 16384:
+                    assert loss is not None
+                    told.append(loss)
+                    assert loss <= CLOSE or admits(run, what, case), (name, what, case)
+    close = sum(loss <= CLOSE for loss in told)
+    print(f"{close} of {len(told)} within {CLOSE:.0%}, their lengths lying between measured ones")
     assert close >= 0.9 * len(told)
+
+
+def admits(run: Any, what: Any, case: Case) -> bool:
+    """Whether the fastest is too close to call with what is recommended where its length was left out."""
+    rest = replace(run, records=[one for one in run.records if one.seq_len != case.seq_len])
+    found = recommend(rest, Wish(**case.to_dict(), what=what))
+    times = {one.backend: getattr(one, FIELD[what]) for one in run.records if one.case == case and one.status == "ok"}
+    fastest = min(times, key=lambda backend: times[backend])
+    return any(found.too_close(one) for one in found.candidates if one.backend == fastest)
 
 
 TIMES = st.dictionaries(st.sampled_from(list(BUILTIN)), st.tuples(st.floats(1e-3, 1e4), st.floats(0, 0.5)), min_size=1)

@@ -175,6 +175,8 @@ def _candidate(backend: str, records: Mapping[Shape, Record], case: Case, timed:
     """The backend as a candidate, or why it is none."""
     if not records:
         return "not measured"
+    if any(d_model == case.d_model for _, d_model in records):  # those tell whether it is right there; others need not
+        records = {at: one for at, one in records.items() if at[1] == case.d_model or not _unfit(one, timed)}
     made = estimate(records.keys(), (case.seq_len, case.d_model))
     if isinstance(made, str):
         return made
