@@ -57,7 +57,7 @@ def attnbench_dq(
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
-    That is the logsumexp by which it shifts scores, infinite past the last query, and delta. Reading them apart, and by
+    That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them apart, and by
     masks, would cost it a quarter of its instructions. Grid: (tiles of ROWS queries, B·H).
     """
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -80,18 +80,16 @@ def attnbench_dq(
     row_logsumexp = tl.load(logsumexp + head.to(tl.int64) * N + queries, mask=queries < N, other=float("inf"))
     out_tile = load_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, 1, N, BLOCK_D, D, True)
     row_delta = tl.sum(whole(do_parts, PARTS) * out_tile.to(tl.float32), 1)
-    if PARTS > 0:
-        row_delta = scaled(row_delta, -do_exponent)
-    pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
-    tl.store(pairs, row_logsumexp - _top(PARTS))
-    tl.store(pairs + 1, row_delta)
-
     dp_scale = 1.0
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
         ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
         dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent)
-        row_delta = scaled(row_delta, ds_exponent)
+        row_delta = scaled(row_delta, ds_exponent - do_exponent)
+    pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
+    tl.store(pairs, row_logsumexp - _top(PARTS))
+    tl.store(pairs + 1, scaled(row_delta, -_top(PARTS)))  # there, weights are scaled as well
+
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
     by_all, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
     if tile * BLOCK_M >= N:
@@ -153,12 +151,11 @@ def attnbench_dkdv(
         first = tl.minimum(N, tl.maximum(0, tile * BLOCK_N - offset)) // BLOCK_M * BLOCK_M
         unmasked = tl.cdiv(tl.maximum(0, tl.minimum(tile * BLOCK_N + BLOCK_N, M) - 1 - offset), BLOCK_M) * BLOCK_M
         unmasked = tl.maximum(first, tl.minimum(unmasked, tl.cdiv(N, BLOCK_M) * BLOCK_M))
-    dp_scale, delta_scale = 1.0, 1.0
+    dp_scale = 1.0
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
         ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
         dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent - TOP)  # weights are scaled by 2ᵀᴼᴾ
-        delta_scale = scaled(delta_scale, ds_exponent - TOP)
     for i in range(shared):
         h = g * shared + i
         pairs = of_rows + 2 * (b * H + h).to(tl.int64) * ROWS
@@ -170,13 +167,12 @@ def attnbench_dkdv(
             p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
             if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
                 if start < unmasked:
-                    p = tl.where(queries[None, :] + offset >= keys[:, None], p, 0.0)
+                    p = tl.where(queries[None, :] >= (keys - offset)[:, None], p, 0.0)
             do_parts = load_parts(head_do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
             do_columns = columns_of(
                 do_parts, head_do, q_to_low, queries, stride_gn, stride_gd, N, column, COLUMNS, BLOCK_D, D, PARTS
             )
             dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_columns, PRECISION)
-            row_delta *= delta_scale
             ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
             q_columns = columns_of(
                 q_parts, head_q, q_to_low, queries, stride_qn, stride_qd, N, column, COLUMNS, BLOCK_D, D, PARTS
