@@ -57,8 +57,8 @@ def attnbench_dq(
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
-    That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them apart, and by
-    masks, would cost it a quarter of its instructions. Grid: (tiles of ROWS queries, B·H).
+    That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them
+    apart, and by masks, would cost it a quarter of its instructions. Grid: (tiles of ROWS queries, B·H).
     """
     tile, head = tl.program_id(0), tl.program_id(1)
     if CAUSAL:
