@@ -16,9 +16,13 @@ SPILL = {("dq", "ieee", 256)}
 """Full float32 products of such heads need more registers than there are, whatever the tile."""
 
 
+# A kernel with a causal mask has the loops without it too; where none has been timed, a minute of compiling is saved.
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mask", [(), ("--causal",)], ids=["full", "causal"])
-@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize(
+    ("capability", "mask"),
+    [(90, ()), (90, ("--causal",)), (80, ("--causal",))],
+    ids=["9.0", "9.0 causal", "8.0 causal"],
+)
 def test_no_tile_spills_registers_or_asks_for_more_shared_memory_than_there_is(
     capability: int, mask: tuple[str, ...]
 ) -> None:
