@@ -32,6 +32,9 @@ from attnbench.kernels.portable.timing import Row, time_tiles
 
 PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "tf32", "ieee")
 
+Timings = dict[Tile, dict[int, float]]
+"""Of a row, ms by tile and length."""
+
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 QUERIES, KEYS, WARPS = (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8)
@@ -164,9 +167,9 @@ def table_text(table: Table) -> str:
     return "\n".join(lines)
 
 
-def timings(file: Path | None, capability: int) -> dict[Row, dict[Tile, dict[int, float]]]:
+def timings(file: Path | None, capability: int) -> dict[Row, Timings]:
     """What a file holds of this capability; the last of several timings of a tile counts."""
-    found: dict[Row, dict[Tile, dict[int, float]]] = {}
+    found: dict[Row, Timings] = {}
     for line in file.read_text("utf-8").splitlines() if file and file.exists() else ():
         told = json.loads(line)
         if told["capability"] == capability:
@@ -177,9 +180,6 @@ def timings(file: Path | None, capability: int) -> dict[Row, dict[Tile, dict[int
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-Timings = dict[Tile, dict[int, float]]
 
 
 def search(

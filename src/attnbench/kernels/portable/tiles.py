@@ -26,11 +26,6 @@ WIDTHS = (16, 32, 64, 128, 256)
 """Head dimensions as tiles have them; others take the next larger."""
 
 
-def columns(precision: str, block_d: int) -> int:
-    """How many columns of dk and dv a program of `dkdv` sums: with more, `fp16x3` has no registers left for its products."""
-    return min(block_d, 64) if precision == "fp16x3" else block_d
-
-
 INTERPRETED = Tile(32, 32, 4, 1)
 """On a CPU, where Triton's interpreter runs the kernels."""
 
@@ -162,3 +157,8 @@ def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Ti
         return INTERPRETED
     width = next(index for index, width in enumerate(WIDTHS) if head_dim <= width)
     return _table_of(device)[kernel, precision][width]
+
+
+def columns(precision: str, block_d: int) -> int:
+    """How many columns of dk and dv a program of `dkdv` sums: with more, `fp16x3` has no registers left for its products."""
+    return min(block_d, 64) if precision == "fp16x3" else block_d
