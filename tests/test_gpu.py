@@ -48,6 +48,7 @@ MORE_SHAPES: dict[str, dict[str, Any]] = {
     "one wide": {"d_model": 1},
     "wide": {"d_model": 128},
     "very wide": {"d_model": 256},
+    "long, narrow": {"batch": 8, "heads": 1, "kv_heads": 1, "seq_len": 256, "kv_len": 256, "d_model": 16},
     "long": {"seq_len": 256, "kv_len": 256, "d_model": 64},
     "long, causal": {"seq_len": 256, "kv_len": 256, "d_model": 64, "causal": True},
 }
@@ -104,7 +105,8 @@ def agrees_with_itself(name: str, case: Case) -> None:
     if not case.causal and not backend.support["cuda"].full:
         pytest.skip("it could, but what the mask costs is what it is there to show")
     if reason is None and (wrong := known_to_be_wrong(name, case, backward=backward)):
-        assert str(complaint).startswith(wrong), "it is no longer wrong, or in another way"
+        short = complaint is None and case.seq_len <= 64  # in one tile of queries it can come out right
+        assert short or str(complaint).startswith(wrong), "it is no longer wrong, or in another way"
     elif reason is None:
         assert complaint is None
     assert complaint is not None or reason is None, f"it refused with {reason!r}, but it would have been right"
