@@ -58,7 +58,7 @@ def fingerprint() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages(),
         "torch_cuda": torch_cuda(),
-        "cxx": shutil.which(os.environ.get("CXX", "g++")),
+        "cxx": _cxx(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         **gpus(),
         "host_state": {
@@ -132,6 +132,12 @@ def _swap_used_MiB() -> int:
     with warnings.catch_warnings():  # in some containers psutil warns of counters that are not asked for here
         warnings.simplefilter("ignore", RuntimeWarning)
         return psutil.swap_memory().used >> 20
+
+
+def _cxx() -> str | None:
+    """The C++ compiler that PyTorch would take, by its name: where it lies is nobody's business in a published run."""
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    return Path(found).name if found else None
 
 
 def _read(path: Path) -> str | None:
