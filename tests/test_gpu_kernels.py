@@ -6,13 +6,14 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import small
-from test_kernels import ERROR, ERROR_16_BIT, Operands, attention, in_float64, with_grads
+from test_kernels import ERROR, ERROR_16_BIT, Operands, attention, in_float64, launch, with_grads
 from test_measure import step_ledger
 
 # torch's compiler warns of things that are not ours to mend
@@ -62,6 +63,7 @@ def random_cases(chunk: int) -> Iterator[dict[str, Any]]:
             "kv_len": multiple * draw.randint(not rest, 320 // multiple) + rest,
             "scale": draw.choice([None, 0.5, 1.5]) if chunk % 3 else -1.0,  # in units of 1/√head_dim
             "seed": draw.randint(0, 1 << 30),
+            "short": draw.choice([True, False]),  # worked on as short ones are, or as all others
         }
 
 
@@ -105,9 +107,10 @@ def errors_of(case: dict[str, Any]) -> dict[str, float]:
     inputs, d_out = made(case)
     usual = case["head_dim"] ** -0.5
     causal, scale = case["causal"], case["scale"] and case["scale"] * usual
-    ours = with_grads(
-        lambda *qkv: attention(*qkv, causal=causal, scale=scale, precision=case["precision"]), inputs, d_out
-    )
+    with mock.patch.object(launch, "SHORT", launch.SHORT if case["short"] else 0):
+        ours = with_grads(
+            lambda *qkv: attention(*qkv, causal=causal, scale=scale, precision=case["precision"]), inputs, d_out
+        )
     exact: Any = tuple(x.double() for x in inputs)
     factor = usual if scale is None else scale
     right = with_grads(lambda *qkv: in_float64(*qkv, causal=causal, scale=factor), exact, d_out.double())

@@ -26,7 +26,7 @@ with mock.patch.dict(os.environ, INTERPRET):
 
 pytestmark = test_kernels.pytestmark
 
-KERNELS = ("magnitudes", "halves", "forward", "dq", "dkdv")
+KERNELS = ("magnitudes", "halves", "forward", "dq", "dkdv", "backward")
 
 
 @pytest.fixture
@@ -79,13 +79,28 @@ def step(case: Case) -> tuple[int, int]:
     return forward_bytes, inputs_bytes + made.peak_bytes
 
 
-def test_a_step_in_halves_is_three_launches_and_five_and_any_other_is_one_and_two(launched: list[str]) -> None:
-    step(small())
-    assert launched == ["magnitudes", "halves", "forward", "halves", "magnitudes", "halves", "dq", "dkdv"]
-    for other in ({"dtype": "bfloat16"}, {"precision": "tf32"}):
+def test_a_step_in_halves_is_three_launches_and_five(launched: list[str]) -> None:
+    for precision in ("ieee", "tf32"):
         launched.clear()
-        step(small(**other))
-        assert launched == ["forward", "dq", "dkdv"]
+        step(small(seq_len=launch.SHORT + 1, precision=precision))
+        assert launched == ["magnitudes", "halves", "forward", "halves", "magnitudes", "halves", "dq", "dkdv"]
+
+
+def test_one_of_wide_heads_sums_dv_and_dk_one_after_the_other(launched: list[str]) -> None:
+    step(small(seq_len=launch.SHORT + 1, d_model=128))
+    assert launched[-3:] == ["dq", "dkdv", "dkdv"]
+
+
+def test_a_step_in_16_bits_is_one_launch_and_two(launched: list[str]) -> None:
+    step(small(dtype="bfloat16", kv_len=launch.SHORT + 1))
+    assert launched == ["forward", "dq", "dkdv"]
+
+
+def test_a_short_step_is_two_launches(launched: list[str]) -> None:
+    for other in ({"dtype": "bfloat16"}, {"precision": "ieee"}, {"precision": "tf32"}):
+        launched.clear()
+        step(small(**other, kv_len=launch.SHORT))
+        assert launched == ["forward", "backward"]
 
 
 # --- launches are found again -----------------------------------------------------------------------------------------
@@ -136,12 +151,17 @@ def plain(launches: list[tuple[tuple[int, ...], tuple[Any, ...]]]) -> list[tuple
     return [(grid, *(arg for arg in args if not isinstance(arg, Tensor))) for grid, args in launches]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_call_like_an_earlier_one_launches_what_that_compiled(jitted: list[Jitted], dtype: str) -> None:
-    case = small(dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "seq_len", "launches"),
+    [("float32", 64, 2), ("float32", 1024, 8), ("bfloat16", 64, 2), ("bfloat16", 1024, 3)],
+)
+def test_a_call_like_an_earlier_one_launches_what_that_compiled(
+    jitted: list[Jitted], dtype: str, seq_len: int, launches: int
+) -> None:
+    case = small(dtype=dtype, seq_len=seq_len)
     step(case)
     compiled = anew(jitted)
-    assert compiled == (8 if dtype == "float32" else 3)
+    assert compiled == launches
     assert not any(kernel.again for kernel in jitted)
     step(case)
     assert anew(jitted) == compiled
@@ -159,7 +179,7 @@ UNLIKE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("unlike", UNLIKE)
 def test_a_call_on_other_tensors_compiles_its_own(jitted: list[Jitted], unlike: str) -> None:
-    q, k, v = (torch.zeros(2, 2, 32, 16) for _ in range(3))
+    q, k, v = (torch.zeros(2, 2, launch.SHORT + 1, 16) for _ in range(3))
     for seen in (1, 2):
         launch.forward(q, k, v, False, 0.25, "fp16x3")
         assert anew(jitted) == 3 * seen
@@ -167,7 +187,7 @@ def test_a_call_on_other_tensors_compiles_its_own(jitted: list[Jitted], unlike: 
 
 
 def test_calls_that_differ_in_a_constant_compile_their_own(jitted: list[Jitted]) -> None:
-    q, k, v = (torch.zeros(2, 2, 32, 16) for _ in range(3))
+    q, k, v = (torch.zeros(2, 2, launch.SHORT + 1, 16) for _ in range(3))
     for seen, (causal, scale, precision) in enumerate(
         [(False, 0.25, "fp16x3"), (True, 0.25, "fp16x3"), (False, -0.25, "fp16x3"), (False, 0.25, "fp16x1")], 1
     ):
@@ -179,7 +199,7 @@ def test_calls_that_differ_in_a_constant_compile_their_own(jitted: list[Jitted])
 
 def test_each_share_of_the_heads_compiles_its_own(jitted: list[Jitted], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "MUCH_BYTES", 1)
-    q, k, v = (torch.zeros(2, 2, 32, 16) for _ in range(3))
+    q, k, v = (torch.zeros(2, 2, launch.SHORT + 1, 16) for _ in range(3))
     launch.forward(q, k, v, False, 0.25, "fp16x3")
     assert anew(jitted) == 6
 
@@ -238,4 +258,5 @@ def test_heads_worked_on_in_turns_come_out_right(sizes: dict[str, Any], monkeypa
     for name, value in INTERPRET.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch, "MUCH_BYTES", 1)
+    monkeypatch.setattr(launch, "SHORT", 0)
     assert max(errors(operands(**sizes), causal=True, precision="fp16x3")) < 2e-6

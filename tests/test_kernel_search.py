@@ -29,7 +29,7 @@ EVERY_ROW = search.rows(inspection.KERNELS, search.PRECISIONS, WIDTHS)
 
 
 def test_every_row_of_the_tables_has_some_candidates_and_not_too_many() -> None:
-    assert len(EVERY_ROW) == len(set(EVERY_ROW)) == 75
+    assert len(EVERY_ROW) == len(set(EVERY_ROW)) == 90
     assert {(row.kernel, row.precision) for row in EVERY_ROW} == set(TILES[90]) == set(TILES[80])
     for row in EVERY_ROW:
         found = search.candidates(row)
@@ -39,7 +39,7 @@ def test_every_row_of_the_tables_has_some_candidates_and_not_too_many() -> None:
 
 def test_what_matters_most_is_searched_first() -> None:
     assert EVERY_ROW[0] == ROW
-    assert {row.head_dim for row in EVERY_ROW[-15:]} == {256}
+    assert {row.head_dim for row in EVERY_ROW[-18:]} == {256}
 
 
 @pytest.mark.parametrize("capability", TILES)
@@ -98,17 +98,21 @@ def test_tiles_are_timed_in_turns_and_wrong_and_slow_ones_are_left(monkeypatch: 
 
     launches = timing.Call.__call__
     monkeypatch.setattr(timing, "LENGTHS", (48, 40))
+    monkeypatch.setattr(timing, "SHORT_LENGTHS", (40, 39))
     monkeypatch.setattr(timing, "BATCH", 1)
     monkeypatch.setattr(timing, "sample_ms", sample_ms)
     monkeypatch.setattr(timing, "_other_data", lambda: torch.empty(0))
     monkeypatch.setattr(timing.Call, "__call__", lambda self, tile: None if tile == wrong else launches(self, tile))
-    assert Row("dq", "tf32", 16).lengths == timing.SHORT_LENGTHS
     timing.calls.cache_clear()
     for kernel in inspection.KERNELS:
-        found = timing.time_tiles(Row(kernel, "fp16x3", 16), [right, slow, wrong], lambda: False)
-        assert found == {right: {48: 1.0, 40: 1.0}, slow: {48: 2.0}}
-    assert called.count(slow) == 3
-    assert called.count(right) == 3 * (1 + 2 * timing.ROUNDS)
+        short = kernel.startswith("short")
+        monkeypatch.setattr(timing.launch, "SHORT", 512 if short else 0)
+        row = Row(kernel, "tf32" if kernel == "short_forward" else "fp16x3", 16)
+        found = timing.time_tiles(row, [right, slow, wrong], lambda: False)
+        length, shorter = (40, 39) if short else (48, 40)
+        assert found == {right: {length: 1.0, shorter: 1.0}, slow: {length: 2.0}}
+    assert called.count(slow) == len(inspection.KERNELS)
+    assert called.count(right) == len(inspection.KERNELS) * (1 + 2 * timing.ROUNDS)
     timing.calls.cache_clear()
 
 

@@ -17,7 +17,7 @@ INTERPRET = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
 
 with mock.patch.dict(os.environ, INTERPRET):
     from attnbench.kernels import attention
-    from attnbench.kernels.attention import SHORT
+    from attnbench.kernels.portable import launch
     from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, SERVED_BY
 
 pytestmark = [
@@ -32,6 +32,12 @@ pytestmark = [
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in INTERPRET.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=[launch.SHORT, 0], ids=["short", "long"])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small problems worked on as they are, by one launch a pass, and then as large ones are."""
+    monkeypatch.setattr(launch, "SHORT", request.param)
 
 
 ERROR = {"ieee": 2e-6, "tf32": 2e-3, "fp16x3": 2e-6, "fp16x1": 2e-3}
@@ -110,18 +116,21 @@ few = settings(
 )
 
 
+@pytest.mark.usefixtures("short")
 @few
 @given(problems(), st.booleans(), st.sampled_from(FLOAT32_PRECISIONS))
 def test_any_shape_in_float32(problem: dict[str, Any], causal: bool, precision: str) -> None:
     assert max(errors(operands(**problem), causal=causal, precision=precision)) < ERROR[precision]
 
 
+@pytest.mark.usefixtures("short")
 @few
 @given(problems(), st.booleans(), st.sampled_from(list(ERROR_16_BIT)))
 def test_any_shape_in_16_bits(problem: dict[str, Any], causal: bool, dtype: torch.dtype) -> None:
     assert max(errors(operands(**problem, dtype=dtype), causal=causal)) < ERROR_16_BIT[dtype]
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("precision", FLOAT32_PRECISIONS)
 def test_every_precision_is_as_exact_as_its_class(precision: str) -> None:
     assert max(errors(operands(seq_len=70, kv_len=90, head_dim=24), precision=precision)) < ERROR[precision]
@@ -131,6 +140,7 @@ def test_one_half_of_float16_is_told_from_two() -> None:
     assert max(errors(operands(), precision="fp16x1")) > 100 * max(errors(operands(), precision="fp16x3"))
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("head_dim", [128, 200, 256])
 def test_wide_heads(head_dim: int) -> None:
     assert max(errors(operands(seq_len=33, kv_len=35, head_dim=head_dim), causal=True)) < ERROR["fp16x3"]
@@ -146,15 +156,9 @@ def test_the_switch_of_pytorch_chooses_the_precision() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_tf32_is_itself_where_sequences_are_short_and_one_half_beyond() -> None:
-    for kv_len, same in ((SHORT, "tf32"), (SHORT + 1, "fp16x1")):
-        q, k, v = operands(seq_len=3, kv_len=kv_len)
-        called = torch.ops.attnbench.attention_forward(q, k, v, False, 0.25, same)[0]
-        assert torch.equal(attention(q, k, v, precision="tf32"), called)
-
-
-def test_tf32_rounds_to_the_nearest_of_eleven_bits() -> None:
+def test_tf32_rounds_to_the_nearest_of_eleven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """One key, so that the output is its value."""
+    monkeypatch.setattr(launch, "SHORT", 0)
     q, k, _ = operands(seq_len=1, kv_len=1)
     v = 1 + torch.arange(16, dtype=torch.float32).reshape(1, 1, 1, 16) * 2.0**-12
     off = attention(q, k, v, precision="tf32") - v
@@ -168,6 +172,7 @@ def test_other_schemes_are_served_by_the_one_of_their_class() -> None:
         assert torch.equal(attention(*inputs, precision=name), attention(*inputs, precision=serving))
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("precision", ["fp16x3", "ieee"])
 def test_queries_that_see_no_key_give_zeros_and_get_none(precision: str) -> None:
     q, k, v = operands(seq_len=50, kv_len=20)
@@ -191,6 +196,7 @@ def test_the_causal_mask_is_aligned_to_the_bottom_right() -> None:
     assert moved[1:].all(), "the others see more"
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("precision", FLOAT32_PRECISIONS)
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
 def test_scales_of_any_sign(scale: float, precision: str) -> None:
@@ -202,6 +208,7 @@ def test_a_negative_scale_in_16_bits(dtype: torch.dtype) -> None:
     assert max(errors(operands(dtype=dtype), scale=-0.3)) < ERROR_16_BIT[dtype]
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("gain", [1e-36, 1e-20, 1e4, 1e15])
 def test_operands_of_any_magnitude(gain: float) -> None:
     """Scores stay moderate; values and gradients scale with the gain."""
@@ -214,6 +221,7 @@ def test_operands_of_any_magnitude(gain: float) -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("gain", [1e-17, 1e-8, 1e8, 1e16])
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_where_values_and_their_own_gradients_are_all_large_or_small(gain: float, causal: bool) -> None:
@@ -227,8 +235,11 @@ def test_gradients_where_values_and_their_own_gradients_are_all_large_or_small(g
 
 
 @pytest.mark.parametrize(("precision", "bits", "reach"), [("fp16x3", 22, 27), ("fp16x1", 11, 27)])
-def test_what_is_far_smaller_than_the_largest_of_its_head_keeps_its_bits(precision: str, bits: int, reach: int) -> None:
+def test_what_is_far_smaller_than_the_largest_of_its_head_keeps_its_bits(
+    precision: str, bits: int, reach: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One key, so that the output is its value."""
+    monkeypatch.setattr(launch, "SHORT", 0)
     q, k, _ = operands(seq_len=1, kv_len=1, head_dim=40)
     v = (1 + torch.rand(1, 1, 1, 40)) * 2.0 ** -torch.arange(40)
     off = (attention(q, k, v, precision=precision) - v).abs().flatten()
@@ -237,6 +248,7 @@ def test_what_is_far_smaller_than_the_largest_of_its_head_keeps_its_bits(precisi
     assert (off / v.flatten()).max() > 2.0**-bits, "the last ones have lost some"
 
 
+@pytest.mark.usefixtures("short")
 def test_scores_of_ten_thousand() -> None:
     q, k, v = operands()
     out, *grads = with_grads(lambda *qkv: attention(*qkv, scale=1.0), (q * 1000, k * 10, v), torch.ones_like(q))
@@ -257,17 +269,20 @@ def test_one_key_is_the_answer() -> None:
     assert torch.allclose(attention(q, k, v), v.expand_as(q), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("short")
 def test_subnormal_operands() -> None:
     q, k, v = (x * 1e-40 for x in operands())
     assert torch.allclose(attention(q, k, v), v.mean(2, keepdim=True).expand_as(q), atol=1e-44)
 
 
+@pytest.mark.usefixtures("short")
 def test_what_is_not_finite_is_not_hidden() -> None:
     q, k, v = operands()
     v[0, 0, 3, 0] = math.nan
     assert attention(q, k, v).isnan().any()
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("precision", ["fp16x3", "ieee"])
 def test_strides_of_any_kind(precision: str) -> None:
     q, k, v = operands(heads=2, kv_heads=2)
@@ -323,6 +338,7 @@ def test_a_second_derivative_is_refused() -> None:
         dq.sum().backward()
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("precision", ["fp16x3", "ieee"])
 def test_the_operators_keep_pytorchs_rules(precision: str) -> None:
     q, k, v = (x.requires_grad_() for x in operands(seq_len=8, kv_len=8))

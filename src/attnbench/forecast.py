@@ -15,8 +15,8 @@ from attnbench.case import Case
 MiB = 1 << 20
 
 MUCH_BYTES, SHARES, SHORT = 32 << 20, 4, 512
-"""Where float16 halves take more, attnbench's own kernels make them for a share of the heads at a time, of four at most; with
-one half of each operand, they are made for longer sequences than these."""
+"""Where float16 halves take more, attnbench's own kernels make them for a share of the heads at a time, of four at most; and
+only for longer sequences than these."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class MemoryModel:
     and `keys` of k's, of the case's dtype; `rows` are float32 vectors with an entry for each query, such as the
     log-sum-exp. A backward that sums dq up in a float32 copy has its head dimension rounded up to a multiple of
     `accumulator` (0: there is none); `accumulates_float32` tells that float32 cases have one too. `halves` tells that
-    float32 is multiplied as float16 halves, two for `ieee` and one for `tf32` beyond `SHORT`: those of k and v, then of q
-    and dO as well.
+    float32 is multiplied as float16 halves, which beyond `SHORT` are stored, two for `ieee` and one for `tf32`: those of k
+    and v, then of q and dO as well.
     """
 
     scores: tuple[float, float] = (0, 0)
@@ -53,7 +53,7 @@ class MemoryModel:
         return int(scores + tensors * case.element_bytes + rows + accumulated + halves)
 
     def _halves_bytes(self, case: Case, phase: int) -> float:
-        if case.precision == "tf32" and max(case.seq_len, case.kv_len) <= SHORT:
+        if max(case.seq_len, case.kv_len) <= SHORT:
             return 0
         halved = 2 * (case.key_elements + (case.query_elements if phase else 0))
         halves_bytes = 2 * (2 if case.precision == "ieee" else 1) * halved

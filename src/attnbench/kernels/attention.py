@@ -17,9 +17,6 @@ GREATEST_HEAD_DIM = 256
 PRECISION_BY_SWITCH = {"highest": "fp16x3", "high": "tf32", "medium": "tf32"}
 """What `torch.get_float32_matmul_precision` asks for, and the precision that gives it."""
 
-SHORT = 512
-"""Up to this length `tf32` is TensorFloat-32 itself. Beyond, halves are worth the launches that make them."""
-
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, precision: str | None = None
@@ -64,8 +61,6 @@ def _products(precision: str, q: Tensor, k: Tensor) -> str:
     """How the kernels multiply, for what was asked for."""
     if q.dtype != torch.float32:
         return NATIVE
-    if precision == "tf32" and max(q.shape[2], k.shape[2]) > SHORT:
-        return "fp16x1"
     return SERVED_BY.get(precision, precision)
 
 

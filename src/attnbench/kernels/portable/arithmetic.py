@@ -3,13 +3,15 @@
 float16 and bfloat16 have one way to be multiplied, `native`. For float32 there are these, by name:
 
 - `ieee`: every product and sum in float32, on the FMA units.
-- `tf32`: operands rounded to TensorFloat-32, one product on tensor cores.
 - `fp16x3`: three products on tensor cores, of two float16 halves, which together hold 22 bits of an operand; `fp16x1`:
   one product of the first halves, 11 bits like TensorFloat-32 at twice its rate.
+- `tf32`: one product of operands rounded to TensorFloat-32, as `fp16x1` rounds them. In place of that in the forward of short
+  sequences, where to find the largest magnitudes takes longer than products at half the rate.
 
-For the last two each operand is scaled by a power of two, so that its largest magnitude lies in [2¹³, 2¹⁴): the largest of
-its head, or of the tile where one program alone uses it. Second halves are kept 2¹¹ times as large. Then anything down to
-2⁻²⁷ of that largest keeps all its bits, and below that the error stays under 2⁻⁴⁹ of the largest (one half: under 2⁻³⁸).
+Each operand that becomes float16 is scaled by a power of two, so that its largest magnitude lies in [2¹³, 2¹⁴): the largest of
+its head, or of the tile where it is split in the kernel that multiplies it. Second halves are kept 2¹¹ times as large. Then
+anything down to 2⁻²⁷ of that largest keeps all its bits, and below that the error stays under 2⁻⁴⁹ of the largest (one half:
+under 2⁻³⁸).
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ import triton.language as tl
 HALVES = {"fp16x3": 2, "fp16x1": 1}
 """Precisions that multiply float16 halves, and how many of each operand."""
 
-FLOAT32_PRECISIONS = ("ieee", "tf32", *HALVES)
-SERVED_BY = {"tf32x3": "fp16x3", "bf16x3": "fp16x3"}
+SHORT_FORWARD = {"fp16x1": "tf32"}
+"""What a precision is replaced by there."""
+
+FLOAT32_PRECISIONS = ("ieee", *HALVES)
+SERVED_BY = {"tf32": "fp16x1", "tf32x3": "fp16x3", "bf16x3": "fp16x3"}
 """Schemes known by these names elsewhere, and the one here that is of their class of accuracy."""
 NATIVE = "native"
 """The precision of 16-bit types."""
@@ -126,18 +131,23 @@ def _nearest_tf32(x):
 
 
 @triton.jit
+def _dot(a, b, sums):
+    """sums + a @ b, of 16-bit tiles."""
+    if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
+        return sums + tl.dot(a.to(tl.float32), b.to(tl.float32))
+    else:  # noqa: RET505
+        return tl.dot(a, b, sums)
+
+
+@triton.jit
 def _onto(sums, a, b, PRECISION: tl.constexpr):
     """sums + a @ b in one product, added up as the units do it."""
-    if PRECISION == "fp16x1":
-        return tl.dot(a[0], b[0], sums)
-    elif PRECISION == "native":  # noqa: RET505
-        if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
-            return sums + tl.dot(a[0].to(tl.float32), b[0].to(tl.float32))
-        return tl.dot(a[0], b[0], sums)
-    elif PRECISION == "tf32":
+    if PRECISION == "ieee":
+        return tl.dot(a[0], b[0], sums, input_precision="ieee")
+    elif PRECISION == "tf32":  # noqa: RET505
         return tl.dot(_nearest_tf32(a[0]), _nearest_tf32(b[0]), sums, input_precision="tf32")
     else:
-        return tl.dot(a[0], b[0], sums, input_precision="ieee")
+        return _dot(a[0], b[0], sums)
 
 
 @triton.jit
@@ -169,3 +179,12 @@ def add_product(sums, a, b, PRECISION: tl.constexpr):
         return sums + product(a, b, PRECISION)
     else:  # noqa: RET505
         return _onto(sums, a, b, PRECISION)
+
+
+@triton.jit
+def add_scaled_product(sums, a, b, exponent, PRECISION: tl.constexpr, PARTS: tl.constexpr, ALONE: tl.constexpr):
+    """The same, with the product scaled by 2^exponent where operands in parts have their own scale in each tile."""
+    if ALONE and PARTS > 0:
+        return sums + scaled(product(a, b, PRECISION), exponent)
+    else:  # noqa: RET505
+        return add_product(sums, a, b, PRECISION)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from attnbench.kernels.portable.arithmetic import (
     TOP,
-    add_product,
+    add_scaled_product,
     exponent_at,
     narrowed,
     row_products,
@@ -20,7 +20,7 @@ from attnbench.kernels.portable.arithmetic import (
     whole,
 )
 from attnbench.kernels.portable.forward import keys_seen, sees
-from attnbench.kernels.portable.operands import columns_of, load_parts, load_rows, of_head, store_rows
+from attnbench.kernels.portable.operands import load_operand, load_rows, of_head, store_rows
 
 
 @triton.jit
@@ -42,6 +42,29 @@ def _top(PARTS: tl.constexpr):
         return 0
 
 
+@triton.jit
+def _scales_of_ds(do_exponent, v_exponent, top, PARTS: tl.constexpr, LOG2_D: tl.constexpr):
+    """By what dP is scaled, and the exponents by which delta is, once scaled as dO, and dS; 2ᵗᵒᵖ is in the weights already."""
+    if PARTS > 0:
+        ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
+        return scaled(1.0, ds_exponent - do_exponent - v_exponent - top), ds_exponent - do_exponent - top, ds_exponent
+    else:  # noqa: RET505
+        return 1.0, 0, 0
+
+
+@triton.jit
+def _delta(do_parts, out, queries, stride_row, N, PARTS: tl.constexpr, BLOCK_D: tl.constexpr, D: tl.constexpr):
+    """rowsum(dO ∘ O) of a tile of queries, scaled as dO is."""
+    out_tile = load_rows(out, queries, stride_row, 1, N, BLOCK_D, D, True)
+    return tl.sum(whole(do_parts, PARTS) * out_tile.to(tl.float32), 1)
+
+
+@triton.jit
+def _logsumexp(logsumexp, head, queries, N):
+    """That of queries; past the last it is infinite, so that all weights are zero."""
+    return tl.load(logsumexp + head.to(tl.int64) * N + queries, mask=queries < N, other=float("inf"))
+
+
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dq(
     q, k, v, do, out, logsumexp, of_rows, dq, kv_magnitudes, q_do_magnitudes,
@@ -53,134 +76,207 @@ def attnbench_dq(
     stride_ob, stride_oh, stride_on,
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
     That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them
-    apart, and by masks, would cost it a quarter of its instructions. Grid: (tiles of ROWS queries, B·H).
+    apart, and by masks, would cost it a quarter of its instructions. ALONE, in `attnbench_backward`, it is not wanted, and
+    tiles of keys come first. Grid: (tiles of ROWS queries, H, B).
     """
-    tile, head = tl.program_id(0), tl.program_id(1)
-    if CAUSAL:
+    GIVEN: tl.constexpr = 0 if ALONE else PARTS
+    tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if ALONE:
+        tile -= tl.cdiv(M, BLOCK_N)
+    elif CAUSAL:
         tile = tl.num_programs(0) - 1 - tile
-    b, h = head // H, head % H
+    head = b * H + h
     g = h // (H // G)
     kv_head = b * G + g
     offset = M - N
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     q, do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
-    q_exponent = exponent_at(q_do_magnitudes, 2 * kv_head, PARTS)
-    do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, PARTS)
-    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
-    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
-    q_parts = load_parts(q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
-    do_parts = load_parts(do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
+    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, GIVEN)
+    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, GIVEN)
+    q_parts, q_own = load_operand(q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS, ALONE)
+    do_parts, do_own = load_operand(do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS, ALONE)
+    q_exponent = q_own + exponent_at(q_do_magnitudes, 2 * kv_head, GIVEN)
+    do_exponent = do_own + exponent_at(q_do_magnitudes, 2 * kv_head + 1, GIVEN)
 
-    row_logsumexp = tl.load(logsumexp + head.to(tl.int64) * N + queries, mask=queries < N, other=float("inf"))
-    out_tile = load_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, 1, N, BLOCK_D, D, True)
-    row_delta = tl.sum(whole(do_parts, PARTS) * out_tile.to(tl.float32), 1)
-    dp_scale = 1.0
+    row_logsumexp = _logsumexp(logsumexp, head, queries, N)
+    row_delta = _delta(do_parts, of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, N, PARTS, BLOCK_D, D)
+    dp_scale, delta_exponent, ds_exponent = _scales_of_ds(do_exponent, v_exponent, 0, GIVEN, LOG2_D)
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
-        ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
-        dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent)
-        row_delta = scaled(row_delta, ds_exponent - do_exponent)
-    pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
-    tl.store(pairs, row_logsumexp - _top(PARTS))
-    tl.store(pairs + 1, scaled(row_delta, -_top(PARTS)))  # there, weights are scaled as well
+        row_delta = scaled(row_delta, delta_exponent)
+    if not ALONE:
+        pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
+        tl.store(pairs, row_logsumexp - _top(PARTS))
+        tl.store(pairs + 1, scaled(row_delta, -_top(PARTS)))  # there, weights are scaled as well
 
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
     by_all, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
     if tile * BLOCK_M >= N:
         by_all, seen = 0, 0
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    begin, end = 0, by_all
-    for MASKED in tl.static_range(2):
+    FIRST: tl.constexpr = 1 if ALONE else 0  # as in the forward
+    begin, end = 0, seen if ALONE else by_all
+    for MASKED in tl.static_range(FIRST, 2):
         for start in range(begin, end, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
-            k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
-            p = tl.exp2(row_products(q_parts, k_parts, PRECISION) * score_scale - row_logsumexp[:, None])
+            k_parts, k_own = load_operand(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
+            factor, dp_factor, delta, ds_own = score_scale, dp_scale, row_delta, 0
+            if ALONE:
+                factor = scaled(score_scale, -k_own)
+            p = tl.exp2(row_products(q_parts, k_parts, PRECISION) * factor - row_logsumexp[:, None])
             if MASKED:
                 p = tl.where(sees(queries[:, None], keys[None, :], M, offset, CAUSAL), p, 0.0)
-            v_parts = load_parts(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
-            ds = p * (row_products(do_parts, v_parts, PRECISION) * dp_scale - row_delta[:, None])
-            sums = add_product(sums, narrowed(ds, k_parts[0].dtype, PARTS), k_parts, PRECISION)
+            v_parts, v_own = load_operand(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
+            if ALONE:
+                dp_factor, delta_own, ds_own = _scales_of_ds(do_exponent, v_own, 0, PARTS, LOG2_D)
+                delta = scaled(row_delta, delta_own)
+            ds = p * (row_products(do_parts, v_parts, PRECISION) * dp_factor - delta[:, None])
+            ds_parts = narrowed(ds, k_parts[0].dtype, PARTS)
+            sums = add_scaled_product(sums, ds_parts, k_parts, -ds_own - k_own, PRECISION, PARTS, ALONE)
         begin, end = by_all, seen
-    if PARTS > 0:
+    if GIVEN > 0:
         sums = scaled(sums, -ds_exponent - k_exponent)
     store_rows(of_head(dq, b, h, stride_ob, stride_oh), queries, stride_on, N, sums * scale, BLOCK_D, D)
 
 
 @triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_dkdv(
-    q, k, v, do, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes,
+    q, k, v, do, out, logsumexp, of_rows, dk, dv, kv_magnitudes, q_do_magnitudes,
     score_scale, scale, q_to_low, k_to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_gb, stride_gh, stride_gn, stride_gd,
-    stride_ob, stride_oh, stride_om,
+    stride_ob, stride_oh, stride_on,
+    stride_rb, stride_rh, stride_rm,
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    PACKED: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv (B, G, M, D), summed over the query heads that share a key head.
+    """dk if DK and dv if DV (B, G, M, D), summed over the query heads that share a key head.
 
-    A program sums so many COLUMNS of both as its registers hold, and makes weights of whole rows.
-    Grid: (tiles of keys, B·G, tiles of COLUMNS).
+    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. ALONE, in `attnbench_backward`, there is no `of_rows`, and
+    what it would tell is made of `out` and `logsumexp`. Grid: (tiles of keys, G, B).
     """
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
-    b, g = kv_head // G, kv_head % G
+    GIVEN: tl.constexpr = 0 if ALONE else PARTS
+    tile, g, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_head = b * G + g
     shared = H // G
+    if PACKED:  # numbers that the compiler knows save it registers
+        stride_qn, stride_gn = D, D
     offset = M - N
     keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k, v = of_head(k, b, g, stride_kb, stride_kh), of_head(v, b, g, stride_vb, stride_vh)
-    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
-    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
-    q_exponent = exponent_at(q_do_magnitudes, 2 * kv_head, PARTS)
-    do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, PARTS)
-    k_parts = load_parts(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, True, PARTS)
-    v_parts = load_parts(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, True, PARTS)
-    column = tl.program_id(2) * COLUMNS
-    dk_sums = tl.zeros((BLOCK_N, COLUMNS), tl.float32)
-    dv_sums = tl.zeros((BLOCK_N, COLUMNS), tl.float32)
+    q_exponent = exponent_at(q_do_magnitudes, 2 * kv_head, GIVEN)
+    do_exponent = exponent_at(q_do_magnitudes, 2 * kv_head + 1, GIVEN)
+    k_parts, k_own = load_operand(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, True, PARTS, ALONE)
+    v_parts, v_own = load_operand(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, True, PARTS, ALONE)
+    k_exponent = k_own + exponent_at(kv_magnitudes, 2 * kv_head, GIVEN)
+    v_exponent = v_own + exponent_at(kv_magnitudes, 2 * kv_head + 1, GIVEN)
+    dp_scale, _, ds_exponent = _scales_of_ds(do_exponent, v_exponent, TOP, GIVEN, LOG2_D)
+    if PARTS > 0:
+        score_scale = scaled(score_scale, -q_exponent - k_exponent)
+    dk_sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv_sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     # Queries before `first` see none of these keys, those from `unmasked` on see all of them.
     first, unmasked = 0, 0
     if CAUSAL:
         first = tl.minimum(N, tl.maximum(0, tile * BLOCK_N - offset)) // BLOCK_M * BLOCK_M
         unmasked = tl.cdiv(tl.maximum(0, tl.minimum(tile * BLOCK_N + BLOCK_N, M) - 1 - offset), BLOCK_M) * BLOCK_M
         unmasked = tl.maximum(first, tl.minimum(unmasked, tl.cdiv(N, BLOCK_M) * BLOCK_M))
-    dp_scale = 1.0
-    if PARTS > 0:
-        score_scale = scaled(score_scale, -q_exponent - k_exponent)
-        ds_exponent = _exponent_of_ds(do_exponent, v_exponent, LOG2_D)
-        dp_scale = scaled(dp_scale, ds_exponent - do_exponent - v_exponent - TOP)  # weights are scaled by 2ᵀᴼᴾ
     for i in range(shared):
         h = g * shared + i
-        pairs = of_rows + 2 * (b * H + h).to(tl.int64) * ROWS
+        head = b * H + h
         head_q, head_do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
+        if ALONE:
+            head_out = of_head(out, b, h, stride_ob, stride_oh)
+        else:
+            pairs = of_rows + 2 * head.to(tl.int64) * ROWS
         for start in range(first, N, BLOCK_M):  # everything transposed: keys are rows
             queries = start + tl.arange(0, BLOCK_M)
-            q_parts = load_parts(head_q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS)
-            row_logsumexp, row_delta = tl.split(tl.load(pairs + 2 * queries[:, None] + tl.arange(0, 2)[None, :]))
-            p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * score_scale - row_logsumexp[None, :])
+            q_parts, q_own = load_operand(
+                head_q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS, ALONE
+            )
+            factor, dp_factor, ds_own = score_scale, dp_scale, 0
+            if ALONE:
+                row_logsumexp = _logsumexp(logsumexp, head, queries, N) - _top(PARTS)
+                factor = scaled(score_scale, -q_own)
+            else:
+                row_logsumexp, row_delta = tl.split(tl.load(pairs + 2 * queries[:, None] + tl.arange(0, 2)[None, :]))
+            p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * factor - row_logsumexp[None, :])
             if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
                 if start < unmasked:
                     p = tl.where(queries[None, :] >= (keys - offset)[:, None], p, 0.0)
-            do_parts = load_parts(head_do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS)
-            do_columns = columns_of(
-                do_parts, head_do, q_to_low, queries, stride_gn, stride_gd, N, column, COLUMNS, BLOCK_D, D, PARTS
+            do_parts, do_own = load_operand(
+                head_do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS, ALONE
             )
-            dv_sums = add_product(dv_sums, narrowed(p, q_parts[0].dtype, PARTS), do_columns, PRECISION)
-            ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_scale - row_delta[None, :])
-            q_columns = columns_of(
-                q_parts, head_q, q_to_low, queries, stride_qn, stride_qd, N, column, COLUMNS, BLOCK_D, D, PARTS
-            )
-            dk_sums = add_product(dk_sums, narrowed(ds, q_parts[0].dtype, PARTS), q_columns, PRECISION)
+            if DV:
+                p_parts = narrowed(p, q_parts[0].dtype, PARTS)
+                dv_sums = add_scaled_product(dv_sums, p_parts, do_parts, -do_own, PRECISION, PARTS, ALONE)
+            if DK:
+                if ALONE:
+                    row_delta = _delta(do_parts, head_out, queries, stride_on, N, PARTS, BLOCK_D, D)
+                    dp_factor, delta_own, ds_own = _scales_of_ds(do_own, v_exponent, TOP, PARTS, LOG2_D)
+                    row_delta = scaled(row_delta, delta_own)
+                ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_factor - row_delta[None, :])
+                ds_parts = narrowed(ds, q_parts[0].dtype, PARTS)
+                dk_sums = add_scaled_product(dk_sums, ds_parts, q_parts, -ds_own - q_own, PRECISION, PARTS, ALONE)
     if PARTS > 0:
         dk_sums = scaled(dk_sums, -ds_exponent - q_exponent)
         dv_sums = scaled(dv_sums, -do_exponent - TOP)
-    dk, dv = of_head(dk, b, g, stride_ob, stride_oh) + column, of_head(dv, b, g, stride_ob, stride_oh) + column
-    store_rows(dk, keys, stride_om, M, dk_sums * scale, COLUMNS, D - column)
-    store_rows(dv, keys, stride_om, M, dv_sums, COLUMNS, D - column)
+    if DK:
+        store_rows(of_head(dk, b, g, stride_rb, stride_rh), keys, stride_rm, M, dk_sums * scale, BLOCK_D, D)
+    if DV:
+        store_rows(of_head(dv, b, g, stride_rb, stride_rh), keys, stride_rm, M, dv_sums, BLOCK_D, D)
+
+
+@triton.jit(do_not_specialize=["H", "G"])
+def attnbench_backward(
+    q, k, v, do, out, logsumexp, dq, dk, dv,
+    score_scale, scale,
+    stride_qb, stride_qh, stride_qn, stride_qd,
+    stride_kb, stride_kh, stride_km, stride_kd,
+    stride_vb, stride_vh, stride_vm, stride_vd,
+    stride_gb, stride_gh, stride_gn, stride_gd,
+    stride_ob, stride_oh, stride_on,
+    stride_rb, stride_rh, stride_rm,
+    H, G, N, M,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """dq, dk and dv of short sequences by one launch, which splits what it multiplies itself.
+
+    Grid: (tiles of keys, then of queries, H, B).
+    """
+    if tl.program_id(0) >= tl.cdiv(M, BLOCK_N):
+        attnbench_dq(
+            q, k, v, do, out, logsumexp, None, dq, None, None,
+            score_scale, scale, 0, 0,
+            stride_qb, stride_qh, stride_qn, stride_qd,
+            stride_kb, stride_kh, stride_km, stride_kd,
+            stride_vb, stride_vh, stride_vm, stride_vd,
+            stride_gb, stride_gh, stride_gn, stride_gd,
+            stride_ob, stride_oh, stride_on,
+            H, G, N, M, N,
+            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
+    elif tl.program_id(1) < G:
+        attnbench_dkdv(
+            q, k, v, do, out, logsumexp, None, dk, dv, None, None,
+            score_scale, scale, 0, 0,
+            stride_qb, stride_qh, stride_qn, stride_qd,
+            stride_kb, stride_kh, stride_km, stride_kd,
+            stride_vb, stride_vh, stride_vm, stride_vd,
+            stride_gb, stride_gh, stride_gn, stride_gd,
+            stride_ob, stride_oh, stride_on,
+            stride_rb, stride_rh, stride_rm,
+            H, G, N, M, N,
+            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, True, True, PACKED, True,
+        )  # fmt: skip

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from attnbench.kernels.portable.arithmetic import (
     TOP,
-    add_product,
+    add_scaled_product,
     exponent_at,
     exponent_of,
     narrowed,
@@ -20,7 +20,7 @@ from attnbench.kernels.portable.arithmetic import (
     scaled,
     split,
 )
-from attnbench.kernels.portable.operands import load_parts, load_rows, of_head, store_rows
+from attnbench.kernels.portable.operands import load_operand, load_rows, of_head, store_rows
 
 
 @triton.jit
@@ -50,17 +50,18 @@ def attnbench_forward(
     stride_vb, stride_vh, stride_vm, stride_vd,
     stride_ob, stride_oh, stride_on,
     H, G, N, M,
-    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, ALONE: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out (B, H, N, D) and logsumexp (B, H, N) of q (B, H, N, D), k and v (B, G, M, D), these two in parts.
+    """out (B, H, N, D) and logsumexp (B, H, N) of q (B, H, N, D), k and v (B, G, M, D), these two in parts unless ALONE.
 
-    `score_scale` is |scale|·log2(e); NEGATED says that the scale is negative. Grid: (tiles of queries, B·H).
+    `score_scale` is |scale|·log2(e); NEGATED says that the scale is negative; ALONE that no other kernel has split anything.
+    Grid: (tiles of queries, H, B).
     """
-    tile, head = tl.program_id(0), tl.program_id(1)
+    GIVEN: tl.constexpr = 0 if ALONE else PARTS
+    tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if CAUSAL:
         tile = tl.num_programs(0) - 1 - tile  # the longest rows first
-    b, h = head // H, head % H
     g = h // (H // G)
     kv_head = b * G + g
     offset = M - N
@@ -71,8 +72,8 @@ def attnbench_forward(
     if NEGATED:
         q_tile = negated(q_tile)
     q_exponent = exponent_of(q_tile, PARTS)
-    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, PARTS)
-    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, PARTS)
+    k_exponent = exponent_at(kv_magnitudes, 2 * kv_head, GIVEN)
+    v_exponent = exponent_at(kv_magnitudes, 2 * kv_head + 1, GIVEN)
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
     q_parts = split(q_tile, q_exponent, PARTS)
@@ -81,16 +82,19 @@ def attnbench_forward(
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     last = tl.minimum(tile * BLOCK_M + BLOCK_M, N) - 1
     whole, seen = keys_seen(tile * BLOCK_M, last, M, offset, BLOCK_N, CAUSAL)
-    begin, end = 0, whole
-    for MASKED in tl.static_range(2):
+    FIRST: tl.constexpr = 1 if ALONE else 0  # of the loops without masks and with: what is short has the second alone
+    begin, end = 0, seen if ALONE else whole
+    for MASKED in tl.static_range(FIRST, 2):
         for start in range(begin, end, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
-            k_parts = load_parts(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS)
+            k_parts, k_own = load_operand(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
             scores = row_products(q_parts, k_parts, PRECISION)
             factor = score_scale  # positive, or so small that it is zero
+            if ALONE:
+                factor = scaled(factor, -k_own)
             if MASKED:
                 allowed = sees(queries[:, None], keys[None, :], M, offset, CAUSAL)
-                scores = tl.where(allowed, scores * score_scale, float("-inf"))
+                scores = tl.where(allowed, scores * factor, float("-inf"))
                 factor = 1.0
             new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
             base = new_peak
@@ -101,8 +105,9 @@ def attnbench_forward(
                 base -= TOP  # weights fill the range of float16
             p = tl.exp2(scores * factor - base[:, None])
             weight = weight * shrink + tl.sum(p, 1)
-            v_parts = load_parts(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS)
-            acc = add_product(acc * shrink[:, None], narrowed(p, v_parts[0].dtype, PARTS), v_parts, PRECISION)
+            v_parts, v_own = load_operand(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
+            weights = narrowed(p, v_parts[0].dtype, PARTS)
+            acc = add_scaled_product(acc * shrink[:, None], weights, v_parts, -v_own, PRECISION, PARTS, ALONE)
             peak = new_peak
         begin, end = whole, seen
     blind = weight == 0.0
@@ -112,5 +117,5 @@ def attnbench_forward(
         acc = scaled(acc, -v_exponent)
         peak -= TOP
     store_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, N, acc, BLOCK_D, D)
-    rows = logsumexp + head.to(tl.int64) * N + queries
+    rows = logsumexp + (b * H + h).to(tl.int64) * N + queries
     tl.store(rows, tl.where(blind, float("inf"), peak + tl.log2(weight)), mask=queries < N)

@@ -23,11 +23,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
-from attnbench.kernels.portable.backward import attnbench_dkdv, attnbench_dq
+from attnbench.kernels.portable.backward import attnbench_backward, attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
-from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, columns
+from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, passes
 
-KERNELS = {"forward": attnbench_forward, "dq": attnbench_dq, "dkdv": attnbench_dkdv}
+KERNELS = {
+    "forward": attnbench_forward,
+    "dq": attnbench_dq,
+    "dkdv": attnbench_dkdv,
+    "short_forward": attnbench_forward,
+    "short_backward": attnbench_backward,
+}
 
 OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv"}
 FLOATS = {"score_scale", "scale"}
@@ -35,11 +41,7 @@ UNSPECIALIZED = {"H", "G"}
 UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "PRECISION"}
 """Arguments of which the compiler is never told whether 16 divides them; a launch has an empty list for those of the second
 kind. With that the compiled kernel is the one that a launch finds in Triton's cache."""
-IN_HALVES = {
-    "attnbench_forward": {"k", "v"},
-    "attnbench_dq": {"q", "k", "v", "do"},
-    "attnbench_dkdv": {"q", "k", "v", "do"},
-}
+IN_HALVES = {"forward": {"k", "v"}, "dq": {"q", "k", "v", "do"}, "dkdv": {"q", "k", "v", "do"}}
 """Operands that a kernel reads as float16 halves, where its precision makes such."""
 
 
@@ -55,16 +57,18 @@ class Resources:
 def resources(
     kernel: str, precision: str, head_dim: int, tile: Tile, *, causal: bool = False, capability: int = 90
 ) -> Resources:
-    """Compiles a kernel for tensors whose elements lie side by side and whose strides are multiples of 16.
+    """Compiles a kernel for tensors whose elements and rows lie side by side, with strides that are multiples of 16.
 
     Raises what the compiler raises, where the kernel needs more than the GPU has.
     """
-    compiled = _compiled(kernel, precision, head_dim, tile, causal, capability)
-    told = _ask(knobs.nvidia.cuobjdump.path, "-res-usage", of=compiled)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
-    if not found:
-        raise RuntimeError(f"cuobjdump did not tell what the kernel uses: {told.strip()[:200]}")
-    return Resources(int(found[1]), int(found[2]), compiled.metadata.shared)
+    taken: list[tuple[int, int, int]] = []
+    for compiled in _compiled(kernel, precision, head_dim, tile, causal, capability):
+        told = _ask(knobs.nvidia.cuobjdump.path, "-res-usage", of=compiled)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+        if not found:
+            raise RuntimeError(f"cuobjdump did not tell what the kernel uses: {told.strip()[:200]}")
+        taken.append((int(found[1]), int(found[2]), compiled.metadata.shared))
+    return Resources(*map(max, zip(*taken, strict=True)))
 
 
 def instructions_a_score(
@@ -74,9 +78,12 @@ def instructions_a_score(
 
     Of a loop within a loop both are there. What a branch leaves out most of the time, such as a mask, is counted.
     """
-    compiled = _compiled(kernel, precision, head_dim, tile, causal, capability)
     scores = tile.queries * tile.keys / (32 * tile.warps)
-    bodies = loops(_ask(knobs.nvidia.nvdisasm.path, "-c", of=compiled))
+    bodies = [
+        body
+        for compiled in _compiled(kernel, precision, head_dim, tile, causal, capability)
+        for body in loops(_ask(knobs.nvidia.nvdisasm.path, "-c", of=compiled))
+    ]
     return sorted(
         round(len(body) / scores, 2) for body in bodies if any(re.search(r"\bH?G?MMA\b", one) for one in body)
     )
@@ -106,30 +113,35 @@ def _ask(tool: str, *options: str, of: Any) -> str:
         return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bool, capability: int) -> Any:
+def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bool, capability: int) -> list[Any]:
+    """What is launched: one, or two where `dkdv` sums one result at a time."""
     constants = {
         "PRECISION": precision,
         "PARTS": HALVES.get(precision, 0),
         "CAUSAL": causal,
         "NEGATED": False,
+        "ALONE": kernel.startswith("short"),
+        "PACKED": True,
         "D": head_dim,
         "BLOCK_M": tile.queries,
         "BLOCK_N": tile.keys,
         "BLOCK_D": head_dim,
-        "COLUMNS": columns(precision, head_dim),
         "LOG2_D": head_dim.bit_length() - 1,
     }
-    function = KERNELS[kernel]
-    source = _source(function, {name: constants[name] for name in function.arg_names if name in constants}, precision)
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.max_registers}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", capability, 32)
+    which = passes(precision, head_dim) if kernel == "dkdv" else ({},)
+    return [
+        triton.compile(_source(kernel, constants | one, precision), target=target, options=options) for one in which
+    ]
 
 
-def _source(kernel: Any, constants: dict[str, Any], precision: str) -> ASTSource:
+def _source(name_of_kernel: str, constants: dict[str, Any], precision: str) -> ASTSource:
+    kernel: Any = KERNELS[name_of_kernel]
     own = "bf16" if precision == NATIVE else "fp32"
-    in_halves = IN_HALVES[kernel.__name__] if constants["PARTS"] else ()
+    in_halves = IN_HALVES.get(name_of_kernel, ()) if constants["PARTS"] else ()
     signature: dict[str, str] = {}
-    fixed = dict(constants)
+    fixed = {name: constants[name] for name in kernel.arg_names if name in constants}
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for index, name in enumerate(kernel.arg_names):
         if re.fullmatch(r"stride_.d", name):

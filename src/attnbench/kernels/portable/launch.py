@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,16 +14,20 @@ from torch import Tensor
 from attnbench.kernels.portable import backward as backwards
 from attnbench.kernels.portable import forward as forwards
 from attnbench.kernels.portable import operands
-from attnbench.kernels.portable.arithmetic import HALVES
-from attnbench.kernels.portable.tiles import Tile, columns, tile
+from attnbench.kernels.portable.arithmetic import HALVES, SHORT_FORWARD
+from attnbench.kernels.portable.tiles import Tile, passes, tile
 
 attnbench_forward: Any = forwards.attnbench_forward
 attnbench_dq: Any = backwards.attnbench_dq
 attnbench_dkdv: Any = backwards.attnbench_dkdv
+attnbench_backward: Any = backwards.attnbench_backward
 attnbench_magnitudes: Any = operands.attnbench_magnitudes
 attnbench_halves: Any = operands.attnbench_halves
 
 LOG2_E = math.log2(math.e)
+
+SHORT = 512
+"""Up to so many queries and keys a launch costs more than what it does: a pass is one."""
 
 ELEMENTS = 8192
 """Of an operand, in a program that looks at each once."""
@@ -42,12 +47,12 @@ NOTHING = nullcontext()
 
 
 def forward_results(q: Tensor, k: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors for the output (as q), the logsumexp (B, H, N) and the magnitudes of k and v (B, G, 2)."""
+    """Empty tensors for the output (as q), the logsumexp (B, H, N) and, if they are wanted, magnitudes of k and v (B, G, 2)."""
     batch, heads, seq_len, _ = q.shape
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         q.new_empty((batch, heads, seq_len), dtype=torch.float32),
-        q.new_empty((batch, k.shape[1], 2 if precision in HALVES else 0), dtype=torch.int32),
+        q.new_empty((batch, k.shape[1], 2 if _parts(q, k, precision) else 0), dtype=torch.int32),
     )
 
 
@@ -62,12 +67,13 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the largest magnitudes of k and v, as bits."""
     results = forward_results(q, k, precision)
+    work = _forward_at_once if _at_once(q, k, precision) else _forward
     with _on_device_of(q):
         for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * k.numel(), precision)):
             inputs = _of(q, of_q), _of(k, of_k), _of(v, of_k)
             out, logsumexp, magnitudes = (_of(x, some) for x, some in zip(results, (of_q, of_q, of_k), strict=True))
             launch = Launches.of(share, inputs, causal, scale, precision)
-            _forward(launch, *inputs, out, logsumexp, magnitudes, causal, scale, precision)
+            work(launch, *inputs, out, logsumexp, magnitudes, causal, scale, precision)
     return results
 
 
@@ -77,6 +83,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv, each of its tensor's shape, contiguous."""
     results = backward_results(q, k, v)
+    work = _backward_at_once if _at_once(q, k, precision) else _backward
     with _on_device_of(q):
         for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * (q.numel() + k.numel()), precision)):
             inputs = (
@@ -85,8 +92,18 @@ def backward(
             )  # fmt: skip
             dq, dk, dv = (_of(x, some) for x, some in zip(results, (of_q, of_k, of_k), strict=True))
             launch = Launches.of(share, inputs, causal, scale, precision)
-            _backward(launch, *inputs, dq, dk, dv, causal, scale, precision)
+            work(launch, *inputs, dq, dk, dv, causal, scale, precision)
     return results
+
+
+def _at_once(q: Tensor, k: Tensor, precision: str) -> bool:
+    """Whether a pass is one launch, which `ieee` never is."""
+    return max(q.shape[2], k.shape[2]) <= SHORT and precision != "ieee"
+
+
+def _parts(q: Tensor, k: Tensor, precision: str) -> int:
+    """How many of each operand are made beforehand."""
+    return 0 if _at_once(q, k, precision) else HALVES.get(precision, 0)
 
 
 def _of(x: Tensor, some: Index | None) -> Tensor:
@@ -102,7 +119,7 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 def _shares(q: Tensor, k: Tensor, halved_elements: int, precision: str) -> Sequence[tuple[Index | None, Index | None]]:
     """The heads that are worked on at a time, of queries and of keys: all, unless their halves take much memory."""
-    halves_bytes = 2 * HALVES.get(precision, 0) * halved_elements
+    halves_bytes = 2 * _parts(q, k, precision) * halved_elements
     batch, kv_heads = k.shape[:2]
     count = min(SHARES, max(1, -(-halves_bytes // MUCH_BYTES)), batch if batch > 1 else kv_heads)
     if count == 1:
@@ -164,22 +181,56 @@ class Launches:
             self._compiled[step] = kernel, compiled, grid, (*numbers, *(constants[name] for name in last))
 
 
+def _forward_at_once(
+    launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
+    causal: bool, scale: float, precision: str,
+) -> None:  # fmt: skip
+    precision = SHORT_FORWARD.get(precision, precision)
+    _launch_forward(launch, "short_forward", q, k, v, out, logsumexp, magnitudes, 0, causal, scale, precision)
+
+
 def _forward(
     launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
     causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
     k, v, to_low = _in_parts(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
+    _launch_forward(launch, "forward", q, k, v, out, logsumexp, magnitudes, to_low, causal, scale, precision)
 
+
+def _launch_forward(
+    launch: Launches, kernel: str, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
+    to_low: int, causal: bool, scale: float, precision: str,
+) -> None:  # fmt: skip
     def rest() -> Rest:
         batch, heads, seq_len, head_dim = q.shape
-        chosen = tile("forward", head_dim, precision, q.device)
+        chosen = tile(kernel, head_dim, precision, q.device)
+        constants = _constants(head_dim, precision, causal, chosen)
         return (
-            (_tiles(seq_len, chosen.queries), batch * heads, 1),
+            (_tiles(seq_len, chosen.queries), heads, batch),
             (to_low, *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3], heads, k.shape[1], seq_len, k.shape[2]),
-            _constants(head_dim, precision, causal, chosen) | {"NEGATED": scale < 0},
+            constants | {"NEGATED": scale < 0, "ALONE": kernel == "short_forward"},
         )
 
-    launch("forward", attnbench_forward, (q, k, v, out, logsumexp, magnitudes, abs(scale) * LOG2_E), rest)
+    launch(kernel, attnbench_forward, (q, k, v, out, logsumexp, magnitudes, abs(scale) * LOG2_E), rest)
+
+
+def _backward_at_once(
+    launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, logsumexp: Tensor, _: Tensor,
+    dq: Tensor, dk: Tensor, dv: Tensor, causal: bool, scale: float, precision: str,
+) -> None:  # fmt: skip
+    def rest() -> Rest:
+        batch, heads, seq_len, head_dim = q.shape
+        kv_heads, kv_len = k.shape[1], k.shape[2]
+        chosen = tile("short_backward", head_dim, precision, q.device)
+        strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride(), *out.stride()[:3], *dk.stride()[:3]
+        return (
+            (_tiles(kv_len, chosen.keys) + _tiles(seq_len, chosen.queries), heads, batch),
+            (*strides, heads, kv_heads, seq_len, kv_len),
+            _constants(head_dim, precision, causal, chosen) | _log2_d(head_dim) | _packed(q, d_out),
+        )
+
+    tensors = (q, k, v, d_out, out, logsumexp, dq, dk, dv)
+    launch("backward", attnbench_backward, (*tensors, scale * LOG2_E, scale), rest)
 
 
 def _backward(
@@ -199,23 +250,25 @@ def _backward(
     q, d_out, q_to_low = _in_parts(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
     magnitudes, scales = (kv_magnitudes, q_do_magnitudes), (scale * LOG2_E, scale)
 
-    def numbers(result: Tensor) -> tuple[int, ...]:
-        strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride(), *result.stride()[:3]
-        return q_to_low, k_to_low, *strides, heads, kv_heads, seq_len, kv_len, rows
+    def numbers(*results: Tensor) -> tuple[int, ...]:
+        strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride()
+        others = (stride for result in results for stride in result.stride()[:3])
+        return q_to_low, k_to_low, *strides, *others, heads, kv_heads, seq_len, kv_len, rows
 
     def rest_of_dq() -> Rest:
-        grid = (_tiles(rows, dq_tile.queries), batch * heads, 1)
-        return grid, numbers(out), _constants(head_dim, precision, causal, dq_tile) | bound
+        grid = (_tiles(rows, dq_tile.queries), heads, batch)
+        return grid, numbers(out), _constants(head_dim, precision, causal, dq_tile) | more
 
-    def rest_of_dkdv() -> Rest:
-        summed = columns(precision, _block_d(head_dim))
-        grid = (_tiles(kv_len, dkdv_tile.keys), batch * kv_heads, _block_d(head_dim) // summed)
-        constants = _constants(head_dim, precision, causal, dkdv_tile) | bound | {"COLUMNS": summed}
-        return grid, numbers(dk), constants
+    def rest_of_dkdv(which: dict[str, bool]) -> Rest:
+        grid = (_tiles(kv_len, dkdv_tile.keys), kv_heads, batch)
+        constants = _constants(head_dim, precision, causal, dkdv_tile) | more | which | _packed(q, d_out)
+        return grid, numbers(out, dk), constants
 
-    bound = {"LOG2_D": (head_dim - 1).bit_length()}
+    more = _log2_d(head_dim) | {"ALONE": False}
     launch("dq", attnbench_dq, (q, k, v, d_out, out, logsumexp, of_rows, dq, *magnitudes, *scales), rest_of_dq)
-    launch("dkdv", attnbench_dkdv, (q, k, v, d_out, of_rows, dk, dv, *magnitudes, *scales), rest_of_dkdv)
+    of_keys = (q, k, v, d_out, out, logsumexp, of_rows, dk, dv, *magnitudes, *scales)
+    for which in passes(precision, head_dim):
+        launch(("dkdv", *which.values()), attnbench_dkdv, of_keys, partial(rest_of_dkdv, which))
 
 
 # --- operands ---------------------------------------------------------------------------------------------------------
@@ -274,6 +327,15 @@ def _tiles(rows: int, block: int) -> int:
 
 def _block_d(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def _log2_d(head_dim: int) -> dict[str, int]:
+    return {"LOG2_D": (head_dim - 1).bit_length()}
+
+
+def _packed(*streamed: Tensor) -> dict[str, bool]:
+    """Whether rows of what a kernel goes through touch each other."""
+    return {"PACKED": all(x.stride(2) == x.shape[3] for x in streamed)}
 
 
 def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dict[str, Any]:

@@ -8,7 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.portable.arithmetic import exponent_for, halves, largest_magnitude, scaled
+from attnbench.kernels.portable.arithmetic import (
+    exponent_for,
+    exponent_of,
+    halves,
+    largest_magnitude,
+    scaled,
+    split,
+)
 
 
 @triton.jit
@@ -44,16 +51,20 @@ def load_parts(
 
 
 @triton.jit
-def columns_of(
-    parts, start, to_low, rows, stride_row, stride_d, count, first,
-    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+def load_operand(
+    start, to_low, rows, stride_row, stride_d, count,
+    BLOCK_D: tl.constexpr, D, MASKED: tl.constexpr, PARTS: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS from the `first` on of a tile that was loaded in parts: loaded again, since Triton cuts no tiles."""
-    if COLUMNS == BLOCK_D:
-        return parts
+    """A tile in parts, and the exponent by which it is scaled, where it is by one of its own.
+
+    ALONE, it is as the caller gave it, and is split here; else it lies in parts, scaled as its head is.
+    """
+    if ALONE:
+        tile = load_rows(start, rows, stride_row, stride_d, count, BLOCK_D, D, MASKED)
+        exponent = exponent_of(tile, PARTS)
+        return split(tile, exponent, PARTS), exponent
     else:  # noqa: RET505
-        start += first * stride_d
-        return load_parts(start, to_low, rows, stride_row, stride_d, count, COLUMNS, D - first, True, PARTS)
+        return load_parts(start, to_low, rows, stride_row, stride_d, count, BLOCK_D, D, MASKED, PARTS), 0
 
 
 @triton.jit

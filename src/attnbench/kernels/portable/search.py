@@ -27,10 +27,10 @@ import torch
 
 from attnbench.kernels.portable.arithmetic import NATIVE
 from attnbench.kernels.portable.inspection import KERNELS, Resources, resources
-from attnbench.kernels.portable.tiles import SHARED_BYTES, TILES, WIDTHS, Table, Tile, columns, table_for
+from attnbench.kernels.portable.tiles import HOPPER, SHARED_BYTES, TILES, WIDTHS, Table, Tile, passes, table_for
 from attnbench.kernels.portable.timing import Row, time_tiles
 
-PRECISIONS = ("fp16x3", "fp16x1", NATIVE, "tf32", "ieee")
+PRECISIONS = ("fp16x3", "fp16x1", "tf32", NATIVE, "ieee")
 
 Timings = dict[Tile, dict[int, float]]
 """Of a row, ms by tile and length."""
@@ -57,11 +57,8 @@ def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[
         for precision in PRECISIONS
         for width in widths
         for kernel in KERNELS
-        if precision in precisions and kernel in kernels and (width > 128) is late
+        if (kernel, precision) in HOPPER and precision in precisions and kernel in kernels and (width > 128) is late
     ]
-
-
-LEAST_SUMS = {"tf32": 6}
 
 
 def candidates(row: Row) -> list[Tile]:
@@ -70,18 +67,20 @@ def candidates(row: Row) -> list[Tile]:
     return [
         Tile(queries, keys, warps, FIRST_STAGES)
         for queries, keys, warps in shapes
-        if LEAST_SUMS.get(row.precision, 12) <= _sums_of_a_thread(row, queries, keys, warps) <= 200
+        if (6 if row.is_short else 12) <= _sums_of_a_thread(row, queries, keys, warps) <= 200
         and _worth_it(row, queries, keys, warps)
     ]
 
 
 def _sums_of_a_thread(row: Row, queries: int, keys: int, warps: int) -> int:
     """Elements of the results and of what a step makes of them, in float32, of each thread."""
-    scores = queries * keys
+    scores, results = queries * keys, 2 // len(passes(row.precision, row.head_dim))
     sums = {
         "forward": queries * row.head_dim + scores,
         "dq": queries * row.head_dim + 2 * scores,
-        "dkdv": 2 * keys * columns(row.precision, row.head_dim) + 2 * scores,
+        "dkdv": results * keys * row.head_dim + 2 * scores,
+        "short_forward": queries * row.head_dim + scores,
+        "short_backward": max(queries, 2 * keys) * row.head_dim + 2 * scores,
     }
     return sums[row.kernel] // (32 * warps)
 
@@ -90,8 +89,8 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
     own, streamed = (keys, queries) if row.kernel == "dkdv" else (queries, keys)
     if row.precision == "ieee":  # products are written out in full: larger ones compile for minutes
         return own <= 64 and streamed <= 64 and queries * keys * row.head_dim // (32 * warps) <= 1024
-    if row.precision == "tf32":  # of short sequences, which small tiles spread over more of the GPU
-        return own <= 64 and 32 <= streamed <= 128
+    if row.is_short:  # small tiles spread it over more of the GPU
+        return own <= 64 and streamed <= (64 if row.kernel == "short_backward" else 128)
     own_least, streamed_least = (
         (16 * warps, 32) if row.head_dim <= 64 else (32, 32) if row.head_dim <= 128 else (16, 16)
     )

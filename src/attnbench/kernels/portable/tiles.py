@@ -42,9 +42,6 @@ HOPPER: Table = {
     ("forward", "fp16x3"): (
         Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3), Tile(64, 32, 4, 2), Tile(16, 32, 4, 1),
     ),
-    ("forward", "tf32"): (
-        Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 2),
-    ),
     ("forward", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
@@ -55,10 +52,7 @@ HOPPER: Table = {
         Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(128, 64, 8, 3), Tile(32, 32, 4, 1),
     ),
     ("dq", "fp16x3"): (
-        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(16, 32, 4, 1),
-    ),
-    ("dq", "tf32"): (
-        Tile(32, 64, 4, 1), Tile(32, 64, 4, 1), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(16, 32, 4, 2),
+        Tile(64, 64, 4, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 2), Tile(128, 32, 8, 3), Tile(16, 32, 4, 1),
     ),
     ("dq", "ieee"): (
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
@@ -70,29 +64,41 @@ HOPPER: Table = {
         Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 2), Tile(32, 32, 8, 2),
     ),
     ("dkdv", "fp16x3"): (
-        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 3), Tile(32, 128, 8, 1), Tile(16, 16, 4, 1),
-    ),
-    ("dkdv", "tf32"): (
-        Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 1),
+        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 3), Tile(32, 128, 8, 2), Tile(16, 16, 4, 1),
     ),
     ("dkdv", "ieee"): (
-        Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
+        Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
+    ),
+    ("short_forward", "native"): (
+        Tile(32, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 32, 4, 1),
+    ),
+    ("short_forward", "tf32"): (
+        Tile(16, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 128, 4, 3), Tile(16, 64, 4, 3), Tile(32, 32, 4, 2),
+    ),
+    ("short_forward", "fp16x3"): (
+        Tile(32, 128, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1),
+    ),
+    ("short_backward", "native"): (
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3), Tile(32, 64, 8, 3), Tile(32, 32, 8, 1),
+    ),
+    ("short_backward", "fp16x1"): (
+        Tile(64, 64, 4, 4), Tile(64, 64, 4, 1), Tile(64, 64, 8, 2), Tile(32, 32, 4, 3), Tile(16, 16, 8, 1),
+    ),
+    ("short_backward", "fp16x3"): (
+        Tile(64, 64, 4, 3), Tile(32, 32, 8, 2), Tile(32, 32, 8, 3), Tile(16, 32, 8, 3), Tile(16, 16, 8, 1),
     ),
 }  # fmt: skip
-"""By a search on an H200 for `fp16x3` up to 64; else, of those that spill no register, the largest."""
+"""By searches on an H200, none of which came to its end; else, of those that spill no register, the largest."""
 
 AMPERE: Table = {
     ("forward", "native"): (
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2),
     ),
     ("forward", "fp16x1"): (
-        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 32, 4, 1),
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(16, 32, 4, 1),
     ),
     ("forward", "fp16x3"): (
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), Tile(16, 32, 4, 1),
-    ),
-    ("forward", "tf32"): (
-        Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("forward", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -101,13 +107,10 @@ AMPERE: Table = {
         Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 32, 4, 2),
     ),
     ("dq", "fp16x1"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1),
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 1), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("dq", "fp16x3"): (
         Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2), Tile(64, 32, 8, 1), Tile(16, 32, 4, 1),
-    ),
-    ("dq", "tf32"): (
-        Tile(32, 64, 4, 1), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(16, 32, 4, 2),
     ),
     ("dq", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
@@ -121,11 +124,26 @@ AMPERE: Table = {
     ("dkdv", "fp16x3"): (
         Tile(64, 64, 4, 2), Tile(32, 128, 8, 1), Tile(64, 32, 8, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
-    ("dkdv", "tf32"): (
-        Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(16, 16, 4, 1),
-    ),
     ("dkdv", "ieee"): (
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
+    ),
+    ("short_forward", "native"): (
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 32, 4, 1),
+    ),
+    ("short_forward", "tf32"): (
+        Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1),
+    ),
+    ("short_forward", "fp16x3"): (
+        Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1),
+    ),
+    ("short_backward", "native"): (
+        Tile(64, 64, 4, 3), Tile(32, 32, 4, 2), Tile(32, 32, 4, 3), Tile(32, 32, 8, 3), Tile(32, 32, 8, 1),
+    ),
+    ("short_backward", "fp16x1"): (
+        Tile(32, 32, 4, 1), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(16, 16, 8, 1),
+    ),
+    ("short_backward", "fp16x3"): (
+        Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 16, 8, 1),
     ),
 }  # fmt: skip
 """As Hopper's were, but for what spills there or needs more shared memory than the smallest of these GPUs has. Not timed."""
@@ -159,6 +177,8 @@ def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Ti
     return _table_of(device)[kernel, precision][width]
 
 
-def columns(precision: str, block_d: int) -> int:
-    """How many columns of dk and dv a program of `dkdv` sums: with more, `fp16x3` has no registers left for its products."""
-    return min(block_d, 64) if precision == "fp16x3" else block_d
+def passes(precision: str, head_dim: int) -> tuple[dict[str, bool], ...]:
+    """The launches of `dkdv`: one for both results; where heads are wide, `fp16x3` has registers for one at a time."""
+    if precision == "fp16x3" and head_dim > 64:
+        return {"DK": False, "DV": True}, {"DK": True, "DV": False}
+    return ({"DK": True, "DV": True},)

@@ -15,12 +15,11 @@ import triton
 from torch import Tensor
 
 from attnbench.kernels.portable import launch
-from attnbench.kernels.portable.arithmetic import NATIVE
-from attnbench.kernels.portable.inspection import KERNELS
+from attnbench.kernels.portable.arithmetic import NATIVE, SHORT_FORWARD
 from attnbench.kernels.portable.tiles import Tile
 
 BATCH, LENGTHS, SHORT_LENGTHS = 8, (16384, 4096, 1024), (512, 256)
-"""One head each; as many keys as queries. The second are those of `tf32`, which serves no longer ones."""
+"""One head each; as many keys as queries. The second are of what serves no longer ones."""
 
 HOLD_CYCLES, LONGEST_HOLD_CYCLES = 1 << 19, 1 << 26
 """For how long the device is held while a call is queued: a quarter of a millisecond, doubled where that is not enough."""
@@ -35,38 +34,55 @@ class Row:
     head_dim: int
 
     @property
+    def is_short(self) -> bool:
+        """Whether it serves short sequences alone."""
+        return self.kernel.startswith("short")
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """At which it is timed, the longest first."""
-        return SHORT_LENGTHS if self.precision == "tf32" else LENGTHS
+        return SHORT_LENGTHS if self.is_short else LENGTHS
 
 
-RESULTS = {"forward": ("out", "logsumexp"), "dq": ("dq", "of_rows"), "dkdv": ("dk", "dv")}
+RESULTS = {
+    "forward": ("out", "logsumexp"),
+    "dq": ("dq", "of_rows"),
+    "dkdv": ("dk", "dv"),
+    "short_forward": ("out", "logsumexp"),
+    "short_backward": ("dq", "dk", "dv"),
+}
 CLOSE_ENOUGH, SLOW, ROUNDS = 1e-2, 1.4, 7
 """How far results may be from those of the tile in use; from how many times the best on a tile is given up; the rounds of
 those that are left."""
 
 
+Launched = tuple[Any, dict[str, Any]]
+"""A kernel and its arguments by name, constants included."""
+
+
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a launch, which any tile can take, and what the tile in use made of them."""
+    """The launches of a kernel in a step, which any tile can take, and what the tile in use made of them."""
 
     kernel: str
     length: int
-    arguments: dict[str, Any]
+    launches: tuple[Launched, ...]
+    own: dict[str, Tensor]
     expected: tuple[Tensor, ...]
 
     def __call__(self, tile: Tile) -> None:
-        arguments = self.arguments | {
+        shape = {
             "BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
             "maxnreg": tile.max_registers,
         }  # fmt: skip
-        own = tile.keys if self.kernel == "dkdv" else tile.queries
-        rows = self.arguments["ROWS"] if self.kernel == "dq" else self.length
-        shares = arguments["BLOCK_D"] // arguments.get("COLUMNS", arguments["BLOCK_D"])
-        KERNELS[self.kernel][(triton.cdiv(rows, own), BATCH, shares)](**arguments)
+        for kernel, arguments in self.launches:
+            of_queries = triton.cdiv(arguments.get("ROWS", self.length), tile.queries)
+            of_keys = triton.cdiv(self.length, tile.keys)
+            programs = {"dkdv": of_keys, "short_backward": of_keys + of_queries}.get(self.kernel, of_queries)
+            kernel[(programs, 1, BATCH)](**arguments | shape)
 
     def is_right(self, tile: Tile) -> bool:
-        results = [self.arguments[name].fill_(torch.nan) for name in RESULTS[self.kernel]]
+        results = [self.own[name].fill_(torch.nan) for name in RESULTS[self.kernel]]
         try:
             self(tile)
         except triton.runtime.OutOfResources:
@@ -88,32 +104,39 @@ def calls(precision: str, head_dim: int, lengths: tuple[int, ...]) -> Mapping[tu
     """The launches of a step on random data, overheard, by kernel and length."""
     heard: dict[tuple[str, int], Call] = {}
     for length in lengths:
-        for name, (arguments, kernel) in _overheard(precision, head_dim, length).items():
-            bound = dict(zip(kernel.arg_names, arguments[0], strict=False)) | arguments[1]
-            expected = tuple(bound[result] for result in RESULTS[name])  # which other kernels read
-            own = {result: torch.empty_like(bound[result]) for result in RESULTS[name]}
-            heard[name, length] = Call(name, length, bound | own, expected)
+        for name, launches in _overheard(precision, head_dim, length).items():
+            _, first = launches[0]
+            expected = tuple(first[result] for result in RESULTS[name])  # which other kernels read
+            own = {result: torch.empty_like(first[result]) for result in RESULTS[name]}
+            instead = tuple((kernel, arguments | own) for kernel, arguments in launches)
+            heard[name, length] = Call(name, length, instead, own, expected)
     return heard
 
 
-def _overheard(precision: str, head_dim: int, length: int) -> dict[str, Any]:
-    heard: dict[str, Any] = {}
+def _overheard(precision: str, head_dim: int, length: int) -> dict[str, list[Launched]]:
+    heard: dict[str, list[Launched]] = {}
 
     class Listener:
-        def __init__(self, name: str) -> None:
-            self.name, self.kernel = name, KERNELS[name]
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             def launched(*arguments: Any, **constants: Any) -> None:
-                heard[self.name] = ((arguments, constants), self.kernel)
+                named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
+                name = f"short_{self.name}" if named.get("ALONE", self.name == "backward") else self.name
+                heard.setdefault(name, []).append((self.kernel, named))
                 self.kernel[grid](*arguments, **constants)
 
             return launched
 
     dtype = torch.bfloat16 if precision == NATIVE else torch.float32
+    precision = next((asked for asked, used in SHORT_FORWARD.items() if used == precision), precision)
     torch.manual_seed(0)
     q, k, v, d_out = (torch.randn(BATCH, 1, length, head_dim, device=_device(), dtype=dtype) for _ in range(4))
-    instead: dict[str, Any] = {f"attnbench_{name}": Listener(name) for name in KERNELS}
+    instead: dict[str, Any] = {
+        f"attnbench_{name}": Listener(name, getattr(launch, f"attnbench_{name}"))
+        for name in ("forward", "dq", "dkdv", "backward")
+    }
     with torch.no_grad(), mock.patch.multiple(launch, MUCH_BYTES=1 << 62, **instead):
         scale = head_dim**-0.5
         out, logsumexp, magnitudes = launch.forward(q, k, v, False, scale, precision)
