@@ -29,8 +29,8 @@ def attention(
     no key gives zeros, and gets a gradient of zeros. `scale` is 1/√head_dim unless given.
 
     `precision` is how products of float32 are made: `ieee`, in full; `fp16x3`, as accurate, by three products on tensor
-    cores, also under the names `tf32x3` and `bf16x3`; `tf32`, by one product with eleven bits of each operand, which for
-    long sequences is `fp16x1`. By default it is what `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else
+    cores, also under the names `tf32x3` and `bf16x3`; `tf32`, by one product with eleven bits of each operand, which but
+    for the forward of short sequences is `fp16x1`. By default it is what `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else
     tf32. It does nothing for 16-bit types.
 
     The backward is deterministic. It cannot be differentiated again.

@@ -23,7 +23,7 @@ HALVES = {"fp16x3": 2, "fp16x1": 1}
 """Precisions that multiply float16 halves, and how many of each operand."""
 
 SHORT_FORWARD = {"fp16x1": "tf32"}
-"""What a precision is replaced by there."""
+"""What multiplies in the forward of short sequences in place of a precision."""
 
 FLOAT32_PRECISIONS = ("ieee", *HALVES)
 SERVED_BY = {"tf32": "fp16x1", "tf32x3": "fp16x3", "bf16x3": "fp16x3"}
@@ -183,7 +183,7 @@ def add_product(sums, a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_scaled_product(sums, a, b, exponent, PRECISION: tl.constexpr, PARTS: tl.constexpr, ALONE: tl.constexpr):
-    """The same, with the product scaled by 2^exponent where operands in parts have their own scale in each tile."""
+    """As `add_product`, with the product scaled by 2^exponent where operands in parts have their own scale in each tile."""
     if ALONE and PARTS > 0:
         return sums + scaled(product(a, b, PRECISION), exponent)
     else:  # noqa: RET505
