@@ -1,4 +1,5 @@
-"""The fused backward in two kernels, both recomputing the weights: dq by tiles of queries, dk and dv by tiles of keys.
+"""The fused backward in two kernels, both recomputing the weights: dq by tiles of queries, dk and dv by tiles of keys. Of short
+sequences a third has the programs of both.
 
 Each result is summed by one program in a fixed order, so the backward is deterministic. The price is seven products a
 tile instead of five. With weights P = exp2(S − logsumexp), dP = dO·Vᵀ and δ = rowsum(dO ∘ O):
@@ -162,8 +163,9 @@ def attnbench_dkdv(
 ):  # fmt: skip
     """dk if DK and dv if DV (B, G, M, D), summed over the query heads that share a key head.
 
-    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. ALONE, in `attnbench_backward`, there is no `of_rows`, and
-    what it would tell is made of `out` and `logsumexp`. Grid: (tiles of keys, G, B).
+    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. ALONE, in
+    `attnbench_backward`, there is no `of_rows`, and what it would tell is made of `out` and `logsumexp`.
+    Grid: (tiles of keys, G, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
     tile, g, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
