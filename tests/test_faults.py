@@ -119,6 +119,19 @@ def test_workers_asked_at_once_start_at_once_and_each_answers_or_is_lost(monkeyp
         assert executor.starts == 5, "it is still there"
 
 
+def test_workers_that_hold_what_another_needs_can_be_ended() -> None:
+    own = f"{MISBEHAVING}:right"
+    with LocalExecutor(request()) as executor:
+        for name in ("eager", own):
+            executor.ask(visit(name), 60, name)
+        assert executor.end_others("eager")
+        assert not executor.end_others("eager"), "it is alone now"
+        assert "samples_ms" in executor.ask(visit("eager"), 60, "eager")
+        assert executor.starts == 2
+        assert "samples_ms" in executor.ask(visit(own), 60, own)
+        assert executor.starts == 3
+
+
 def test_workers_are_reused_while_healthy_and_replaced_when_not() -> None:
     with LocalExecutor(request()) as executor:
         assert "samples_ms" in executor.ask(visit("eager"), 60, "eager")

@@ -27,6 +27,7 @@ class Scripted:
     def __init__(self, answers: dict[str, list[Any]]) -> None:
         self.answers, self.asked = answers, []
         self.starting_s = 0.0
+        self.others = 1
 
     def ask(self, message: dict[str, Any], timeout_s: float, backend: str) -> dict[str, Any]:
         assert backend == message["backend"]
@@ -39,6 +40,12 @@ class Scripted:
         return answer
 
 
+    def end_others(self, backend: str) -> bool:
+        """There is one other worker, until it is ended."""
+        ended, self.others = self.others > 0, 0
+        return ended
+
+
 class Noted:
     def __init__(self) -> None:
         self.finished_cells: list[str] = []
@@ -49,9 +56,11 @@ class Noted:
         self.finished_cells.append(record.backend)
 
 
-def plan(*backends: str, refusals: dict[str, str] | None = None, lengths: tuple[int, ...] = (16, 32)) -> Plan:
+def plan(
+    *backends: str, refusals: dict[str, str] | None = None, lengths: tuple[int, ...] = (16, 32), device: str = "cpu"
+) -> Plan:
     grid = Grid.from_dict({"seq_len": list(lengths)})
-    request = Request(grid, "g", ("eager",), {}, "cpu", budget_s=0.3, timeout_s=50)
+    request = Request(grid, "g", ("eager",), {}, device, budget_s=0.3, timeout_s=50)
     cells = [
         Cell(case, name, "v1", (refusals or {}).get(name), (), True, 1.0) for case in grid.cases() for name in backends
     ]
@@ -101,6 +110,24 @@ def test_what_fails_on_a_later_visit_shows_no_time_of_an_earlier_one(tmp_path: P
     assert (record.status, record.phase, record.reason) == ("crash", "backward", "SIGSEGV")
     assert (record.forward_ms, record.device_forward_ms, record.compile_ms) == (None, None, None)
     assert record.forward_samples_ms == ()
+
+
+NO_ROOM = {"fields": {"status": "oom", "phase": "backward", "reason": "out of memory"}}
+
+
+def test_what_other_workers_leave_no_room_for_on_a_gpu_is_tried_again_without_them(tmp_path: Path) -> None:
+    executor = Scripted({"b": [NO_ROOM, STEADY]})
+    (record,) = run(tmp_path, plan("b", lengths=(16,), device="cuda:0"), executor)
+    assert (record.status, record.forward_ms) == ("ok", 1.0)
+    assert [first for *_, first, _ in executor.asked] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("device", "tries"), [("cuda", 2), ("cpu", 1)])
+def test_what_a_gpu_has_no_room_for_anyway_is_out_of_memory(device: str, tries: int, tmp_path: Path) -> None:
+    executor = Scripted({"b": [NO_ROOM], "c": [NO_ROOM]})
+    records = run(tmp_path, plan("b", "c", lengths=(16,), device=device), executor)
+    assert [(record.status, record.phase) for record in records] == [("oom", "backward")] * 2
+    assert len(executor.asked) == tries + 1, "once there is no other worker, it is not tried again"
 
 
 def test_what_is_incorrect_keeps_its_errors(tmp_path: Path) -> None:

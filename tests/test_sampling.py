@@ -144,6 +144,13 @@ def test_a_heavy_load_warms_until_its_clock_stands_still() -> None:
     assert 0.66 + 0.1 < warmed(falling) < MOST_WARM_S  # it stands still from 0.66 s on
 
 
+def test_steps_longer_than_the_stretch_are_held_against_the_one_before() -> None:
+    slow = {"samples": [600.0], "lasts_s": 0.6}
+    falling = Simulated(lambda now: (1980 - 500 * now, 690.0, ("sw_power_cap",)), **slow)
+    assert warmed(falling) >= MOST_WARM_S
+    assert warmed(Simulated(lambda _: (1650.0, 690.0, ("sw_power_cap",)), **slow)) < MOST_WARM_S
+
+
 @pytest.mark.parametrize("near_cap", [None, True])
 def test_near_the_power_cap_it_waits_although_the_clock_has_not_fallen_yet(near_cap: bool | None) -> None:
     late = Simulated(

@@ -96,6 +96,9 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
     reply: dict[str, Any]
     try:
         reply = executor.ask(message, max(0.0, request.timeout_s - visits.seconds), cell.backend)
+        if _lacks_memory_of_the_gpu(reply, request.device) and executor.end_others(cell.backend):
+            spent = visits.seconds + time.monotonic() - began
+            reply = executor.ask(message, max(0.0, request.timeout_s - spent), cell.backend)
     except WorkerLost as lost:
         reply = {"fields": lost.fields}
         if lost.fields["status"] == "timeout":
@@ -109,6 +112,11 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         visits.seen_ms.setdefault(name, []).append(seen)
     visits.count += 1
     visits.done = "status" in visits.fields or visits.count == ROUNDS or reply.get("done", False)
+
+
+def _lacks_memory_of_the_gpu(reply: dict[str, Any], device: str) -> bool:
+    """It may be that other workers hold what it needs: those of a framework that gives nothing back."""
+    return reply["fields"].get("status") == "oom" and device.startswith("cuda")
 
 
 def _record(visits: _Visits, plan: Plan, store: Store) -> Record:

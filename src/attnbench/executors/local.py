@@ -126,6 +126,16 @@ class LocalExecutor:
         for key in list(self._processes):
             self._end(key)
 
+    def end_others(self, backend: str) -> bool:
+        """Ends the workers that do not serve `backend`, with all they hold of a GPU; False where there was none.
+
+        Some frameworks never give back what they have once taken. The next request to one of them starts another.
+        """
+        others = [key for key in self._processes if key != backends.worker_of(backend)]
+        for key in others:
+            self._end(key)
+        return bool(others)
+
     def ask(self, message: dict[str, Any], timeout_s: float, backend: str = "") -> dict[str, Any]:
         """The reply of the worker that serves `backend`.
 

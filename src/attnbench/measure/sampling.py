@@ -138,7 +138,10 @@ def _steady(readings: Sequence[Reading], stretch_s: float) -> bool:
     newest = readings[-1]
     if len(readings) < 2 or newest.at_s - readings[0].at_s < stretch_s:
         return False
-    clocks = [reading.sm_clock_MHz for reading in readings if reading.at_s >= newest.at_s - stretch_s]
+    stretch = [reading for reading in readings if reading.at_s >= newest.at_s - stretch_s]
+    if len(stretch) < 2:  # a single step takes longer
+        stretch = readings[-2:]
+    clocks = [reading.sm_clock_MHz for reading in stretch]
     half = len(clocks) // 2
     early, late = statistics.fmean(clocks[:half]), statistics.fmean(clocks[half:])
     return abs(late - early) <= STEADY * late
