@@ -20,7 +20,7 @@ from conftest import record, small
 
 @dataclass(frozen=True)
 class Machine:
-    """Standard deviations: of a run, of a cell in a run, of a round, of a sample; and how many samples a round has."""
+    """Standard deviations: of a run, of a cell in a run, of a round, of a sample; and how many samples and rounds there are."""
 
     device: str
     run: float
@@ -28,9 +28,10 @@ class Machine:
     round: float
     sample: float
     samples: int = 20
+    rounds: int = 3
 
 
-CPU = Machine("cpu", run=0.018, cell=0.018, round=0.015, sample=0.03)
+CPU = Machine("cpu", run=0.018, cell=0.018, round=0.015, sample=0.03, rounds=10)
 GPU = Machine("cuda", run=0.002, cell=0.003, round=0.003, sample=0.004)
 
 Factor = Callable[[int, str], float]
@@ -61,7 +62,7 @@ def _cell(machine: Machine, rng: random.Random, index: int, of_run: float, facto
     case = small(seq_len=64 * (1 + index // len(BACKENDS)), kv_len=64)
     of_cell = rng.lognormvariate(0, machine.cell)
     fields: dict[str, object] = {}
-    counts: list[dict[str, int]] = [{} for _ in range(3)]
+    counts: list[dict[str, int]] = [{} for _ in range(machine.rounds)]
     for name, ms in (("forward", 0.2 * 1.05**index), ("backward", 0.5 * 1.05**index)):
         true = ms * factor(index, name) * of_run * of_cell
         rounds = [_round(machine, rng, true) for _ in counts]

@@ -130,6 +130,18 @@ def test_memory_of_a_gpu_is_what_is_in_use_and_what_xla_plans(monkeypatch: pytes
     assert ledger.fields["backward_peak_MiB"] == pytest.approx(3 + needs["pull"])
 
 
+def test_memory_of_a_cpu_is_that_of_arrays_and_the_same_each_time() -> None:
+    case = small(seq_len=256, kv_len=256)
+    bench = Bench(Settings("cpu", 0, True, "default", "sustained", False, False), lambda _: None)
+    fields = [bench.visit(case.to_dict(), "jax-xla", None, True, False, 0.01)["fields"] for _ in range(2)]
+    names = [name for name in fields[0] if name.endswith("_MiB")]
+    assert len(names) == 5
+    assert [fields[0][name] for name in names] == [fields[1][name] for name in names]
+    inputs_MiB, scores_MiB = 4 * 2 * 256 * 16 * 4 / (1 << 20), 2 * 256 * 256 * 4 / (1 << 20)
+    assert fields[0]["mem_after_inputs_MiB"] == inputs_MiB
+    assert inputs_MiB + scores_MiB < fields[0]["forward_peak_MiB"] < inputs_MiB + 5 * scores_MiB
+
+
 REFUSALS = [
     ("jax-xla", {"dtype": "float64"}, None, "not float64"),
     ("jax-xla", {"causal": True, "kv_len": 20}, None, "44 queries see no key"),

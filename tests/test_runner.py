@@ -15,7 +15,7 @@ from attnbench.plan import Cell, Plan
 from attnbench.progress import Forecast, Lines, clock
 from attnbench.record import Record
 from attnbench.request import Request
-from attnbench.runner import ROUNDS, sweep
+from attnbench.runner import LEAST_ROUNDS, ROUNDS, sweep
 from attnbench.store import Header, Store
 
 STEADY = {"fields": {"error_out": 1e-7}, "samples_ms": {"forward": [1.0] * 4, "backward": [2.0] * 4}}
@@ -38,7 +38,6 @@ class Scripted:
         if isinstance(answer, BaseException):
             raise answer
         return answer
-
 
     def end_others(self, backend: str) -> bool:
         """There is one other worker, until it is ended."""
@@ -80,13 +79,27 @@ def test_all_backends_of_a_case_are_visited_in_rounds_of_changing_order(tmp_path
     records = run(tmp_path, plan(*names), executor)
     asked = [(length, name) for length, name, _, _ in executor.asked]
     rounds = [asked[start : start + 6] for start in range(0, len(asked), 6)]
-    assert len(rounds) == 2 * ROUNDS
+    assert len(rounds) == 2 * ROUNDS["cpu"]
     for number, visited in enumerate(rounds):
-        assert sorted(visited) == [(16 if number < ROUNDS else 32, name) for name in names]
+        assert sorted(visited) == [(16 if number < ROUNDS["cpu"] else 32, name) for name in names]
     assert len({tuple(name for _, name in visited) for visited in rounds}) > 1
-    assert [first for *_, first, _ in executor.asked] == ([True] * 6 + [False] * 12) * 2
-    assert {record.forward_samples_ms for record in records} == {(1.0,) * 4 * ROUNDS}
+    assert [first for *_, first, _ in executor.asked] == ([True] * 6 + [False] * 54) * 2
+    assert {record.forward_samples_ms for record in records} == {(1.0,) * 4 * ROUNDS["cpu"]}
     assert {(record.forward_ms, record.backward_ms, record.status) for record in records} == {(1.0, 2.0, "ok")}
+
+
+@pytest.mark.parametrize(("step_ms", "rounds"), [(1.0, ROUNDS["cpu"]), (12.0, 7), (60.0, LEAST_ROUNDS)])
+def test_a_cell_that_has_spent_its_budget_has_fewer_rounds(step_ms: float, rounds: int, tmp_path: Path) -> None:
+    """Of 0.3 s: four steps a visit, each of which is a forward and a backward."""
+    visit = {"fields": {}, "samples_ms": {"forward": [step_ms / 3] * 4, "backward": [step_ms * 2 / 3] * 4}}
+    visit["samples_ms"]["forward_backward"] = [step_ms] * 4
+    executor = Scripted({"slow": [visit]})
+    records = run(tmp_path, plan("slow", "quick", lengths=(16,)), executor)
+    asked = [name for _, name, _, _ in executor.asked]
+    assert (asked.count("slow"), asked.count("quick")) == (rounds, ROUNDS["cpu"])
+    assert {record.backend: len(record.forward_samples_ms) for record in records} == {
+        "slow": 4 * rounds, "quick": 4 * ROUNDS["cpu"],
+    }  # fmt: skip
 
 
 def test_a_cell_that_is_done_is_recorded_at_once_and_visited_no_more(tmp_path: Path) -> None:
@@ -154,7 +167,7 @@ def test_the_timeout_is_a_cells_in_all(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("attnbench.runner.time.monotonic", lambda: next(now))
     executor = Scripted({})
     run(tmp_path, plan("b", lengths=(16,)), executor)
-    assert [timeout for *_, timeout in executor.asked] == [50, 40, 30]
+    assert [timeout for *_, timeout in executor.asked] == [50, 40, 30, 20, 10, 0, 0, 0, 0, 0]
 
 
 def test_what_a_worker_takes_to_start_is_no_cells_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +182,8 @@ def test_what_a_worker_takes_to_start_is_no_cells_time(tmp_path: Path, monkeypat
 
     executor = Starting({})
     (record,) = run(tmp_path, plan("b", lengths=(16,)), executor)
-    assert [timeout for *_, timeout in executor.asked] == [50, 49, 48]
-    assert record.seconds == 3
+    assert [timeout for *_, timeout in executor.asked] == list(range(50, 40, -1))
+    assert record.seconds == 10
 
 
 def test_the_time_to_go_follows_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:

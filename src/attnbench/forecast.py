@@ -14,9 +14,9 @@ from attnbench.case import Case
 
 MiB = 1 << 20
 
-MUCH_BYTES, SHARES, SHORT = 32 << 20, 4, 512
-"""Where float16 halves take more, attnbench's own kernels make them for a share of the heads at a time, of four at most; and
-only for longer sequences than these."""
+MUCH_BYTES, SHARES, SHORT, WIDE = 32 << 20, 4, 512, 64
+"""Where float16 halves take more, attnbench's own kernels make them for a share of the heads at a time, of four at most; of
+sequences up to the third they make none, but where two halves each are wanted of heads wider than the fourth."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class MemoryModel:
     and `keys` of k's, of the case's dtype; `rows` are float32 vectors with an entry for each query, such as the
     log-sum-exp. A backward that sums dq up in a float32 copy has its head dimension rounded up to a multiple of
     `accumulator` (0: there is none); `accumulates_float32` tells that float32 cases have one too. `halves` tells that
-    float32 is multiplied as float16 halves, which beyond `SHORT` are stored, two for `ieee` and one for `tf32`: those of k
-    and v, then of q and dO as well.
+    float32 is multiplied as float16 halves, two for `ieee` and one for `tf32`, which are stored where sequences are longer
+    than `SHORT` or two of them are `WIDE`: those of k and v, then of q and dO as well.
     """
 
     scores: tuple[float, float] = (0, 0)
@@ -53,10 +53,10 @@ class MemoryModel:
         return int(scores + tensors * case.element_bytes + rows + accumulated + halves)
 
     def _halves_bytes(self, case: Case, phase: int) -> float:
-        if max(case.seq_len, case.kv_len) <= SHORT:
+        parts = 2 if case.precision == "ieee" else 1
+        if max(case.seq_len, case.kv_len) <= SHORT and not (parts == 2 and case.d_model > WIDE):
             return 0
-        halved = 2 * (case.key_elements + (case.query_elements if phase else 0))
-        halves_bytes = 2 * (2 if case.precision == "ieee" else 1) * halved
+        halves_bytes = 2 * parts * 2 * (case.key_elements + (case.query_elements if phase else 0))
         heads = case.batch if case.batch > 1 else case.kv_heads
         shares = min(SHARES, max(1, -(-halves_bytes // MUCH_BYTES)), heads)
         return -(-heads // shares) / heads * halves_bytes

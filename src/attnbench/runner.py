@@ -18,9 +18,10 @@ from attnbench.record import Record, summary
 from attnbench.store import Store
 from attnbench.tags import tagged
 
-ROUNDS = 3
-"""Visits of a cell. The backends of a case are visited in turn, in a new random order each time, so that drift of the
-machine's speed falls on all of them alike."""
+ROUNDS, LEAST_ROUNDS = {"cpu": 10, "cuda": 3}, 3
+"""Visits of a cell, by device; of one whose samples have spent its budget sooner, as few as the second. The backends of a
+case are visited in turn, in a new random order each time, so that drift of the machine's speed falls on all of them alike.
+What a visit lasts a shared CPU may be slow, and be fast in the next: what is known of a time is known by their number."""
 
 
 class Watcher(Protocol):
@@ -45,6 +46,11 @@ class _Visits:
     count: int = 0
     done: bool = False
 
+    @property
+    def sampled_s(self) -> float:
+        """How long the samples took on a CPU, where a whole step is a forward and a backward that are samples of their own."""
+        return sum(self.samples_ms.get("forward_backward") or self.samples_ms.get("forward", ())) / 1e3
+
 
 def sweep(plan: Plan, executor: LocalExecutor, store: Store, watcher: Watcher) -> None:
     """Runs every cell of the plan that the store does not hold yet, and appends its record as it ends.
@@ -63,7 +69,7 @@ def _run_case(
 ) -> None:
     order = random.Random(f"{plan.request.seed}/{case.id}")
     at_work = [_Visits(cell) for cell in cells]
-    for _ in range(ROUNDS):
+    while at_work:
         order.shuffle(at_work)
         for visits in at_work:
             watcher.working(visits.cell)
@@ -82,15 +88,15 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         visits.fields = {"status": "unsupported", "reason": cell.refusal}
         visits.done = True
         return
-    whole = request.protocol == "seed"
+    rounds = 1 if request.protocol == "seed" else ROUNDS[request.device.partition(":")[0]]
     message = {
         "task": "visit",
         "case": cell.case.to_dict(),
         "backend": cell.backend,
         "source": request.sources.get(cell.backend),
         "first": visits.count == 0,
-        "last": visits.count == ROUNDS - 1,
-        "budget_s": request.budget_s / (1 if whole else ROUNDS),
+        "last": visits.count == rounds - 1,
+        "budget_s": request.budget_s / rounds,
     }
     began, starting_s = time.monotonic(), executor.starting_s
     reply: dict[str, Any]
@@ -111,7 +117,8 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
     for name, seen in reply.get("seen_ms", {}).items():
         visits.seen_ms.setdefault(name, []).append(seen)
     visits.count += 1
-    visits.done = "status" in visits.fields or visits.count == ROUNDS or reply.get("done", False)
+    spent = visits.count >= LEAST_ROUNDS and visits.sampled_s >= request.budget_s
+    visits.done = "status" in visits.fields or visits.count == rounds or spent or reply.get("done", False)
 
 
 def _lacks_memory_of_the_gpu(reply: dict[str, Any], device: str) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 from attnbench.analysis.differences import notices
 from attnbench.analysis.verdict import (
-    MOST_DRIFT,
     REGRESSIONS,
+    USUAL_DRIFT,
     VERDICTS,
     Change,
     Verdict,
@@ -197,7 +197,7 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
         str(a.directory),
         str(b.directory),
         threshold,
-        next((one.drift for one in changes.values()), MOST_DRIFT[kind(device)]),
+        next((one.drift for one in changes.values()), USUAL_DRIFT[kind(device)]),
         (a.header.wander, b.header.wander),
         list(notices(a, b)),
         [finding for pair in both for finding in _findings(*pair, changes, threshold)],

@@ -45,9 +45,9 @@ LONE_NOISE = {"cpu": 0.05, "cuda": 0.01}
 that happen to lie together do not show how far apart they could lie. On an H200, 97 % of the cells above 10 ms scatter
 by less."""
 
-MOST_DRIFT = {"cpu": 0.04, "cuda": 0.005}
-"""How far a cell's time is taken to move from one run to the next, relatively, by device, where two runs have too few
-times in common to show that it is less. Measured, on a shared CPU and on an H200 (docs/method.md)."""
+USUAL_DRIFT, MOST_DRIFT = {"cpu": 0.04, "cuda": 0.005}, {"cpu": 0.1, "cuda": 0.005}
+"""How far a cell's time is taken to move from one run to the next, relatively, by device: where two runs have too few times
+in common to show it, and at the most. Measured, on a shared CPU and on an H200 (docs/method.md)."""
 
 ENOUGH = 8
 """Times in common, from which the drift between two runs is seen in them; samples, from which ranks can be certain."""
@@ -149,14 +149,13 @@ def drift(log_ratios: Sequence[float], device: str) -> float:
     """The standard deviation of log ratios from one run to the next, as two runs show it, and `MOST_DRIFT` at the most.
 
     The narrowest interval that holds half of the ratios gives the spread of the cells that did not change, wherever their
-    middle lies. A run as a whole drifts, too, which nothing in it shows: it is taken to do so by as much again.
+    middle lies. A run as a whole drifts, too, which nothing in it shows: it is taken to do so by √2 times as much.
     """
-    most = MOST_DRIFT[kind(device)]
     if len(log_ratios) < ENOUGH:
-        return most
+        return USUAL_DRIFT[kind(device)]
     ordered = sorted(log_ratios)
     half = min(high - low for low, high in zip(ordered, ordered[len(ordered) // 2 :], strict=False))
-    return min(most, math.sqrt(2) * half / (2 * statistics.NormalDist().inv_cdf(0.75)))
+    return min(MOST_DRIFT[kind(device)], math.sqrt(3) * half / (2 * statistics.NormalDist().inv_cdf(0.75)))
 
 
 def with_certainty(changes: Sequence[Change], device: str) -> list[Change]:
@@ -277,7 +276,7 @@ def mean_interval(log_ratios: Sequence[float], between: float, share: float = 0.
     """
     if len(log_ratios) < 2:
         return None
-    common = between**2 / 2
+    common = between**2 * 2 / 3
     variances = statistics.variance(log_ratios) / len(log_ratios)
     freedom = (len(log_ratios) - 1) * ((variances + common) / variances) ** 2 if variances else math.inf
     reach = float(statistics_library().t.ppf((1 + share) / 2, freedom)) * math.sqrt(variances + common)

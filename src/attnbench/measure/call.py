@@ -73,11 +73,11 @@ def make_call(
 
 def make_probe(backend: Backend, attention: Attention, device: torch.device) -> Probe | None:
     """Where the memory of a backend's calls can be read; None where this system has no way to tell."""
-    if backend.framework == "jax" and device.type == "cuda":
+    if backend.framework == "jax":
         from attnbench.measure.jax_call import JaxAttention, JaxProbe
 
         assert isinstance(attention, JaxAttention)
-        return JaxProbe(attention, device.index)
+        return JaxProbe(attention, device)
     return probe(device)
 
 

@@ -131,15 +131,16 @@ class JaxCall:
 
 
 class JaxProbe:
-    """Memory by JAX's own statistics of the device.
+    """Memory by JAX's own statistics of a GPU; on a CPU, of which there are none, by the arrays that are alive.
 
-    Their peak cannot be reset. A phase is one executable, and that allocates all it needs when it starts: its peak is what
-    was in use before and what the executable allocates.
+    The statistics' peak cannot be reset. A phase is one executable, and that allocates all it needs when it starts: its peak
+    is what was in use before and what the executable allocates. The resident set would tell nothing: JAX keeps what it has
+    freed.
     """
 
-    def __init__(self, attention: JaxAttention, index: int) -> None:
+    def __init__(self, attention: JaxAttention, device: torch.device) -> None:
         self._attention = attention
-        self._device = jax.devices("cuda")[index]
+        self._gpu = jax.devices("cuda")[device.index] if device.type == "cuda" else None
         self._before = 0
 
     def settle(self) -> None:
@@ -149,7 +150,9 @@ class JaxProbe:
         self._before = self.now_bytes()
 
     def now_bytes(self) -> int:
-        return self._device.memory_stats()["bytes_in_use"]
+        if self._gpu is None:
+            return sum(array.nbytes for array in jax.live_arrays())
+        return self._gpu.memory_stats()["bytes_in_use"]
 
     def peak_bytes(self) -> int:
         return self._before + self._attention.allocates_bytes

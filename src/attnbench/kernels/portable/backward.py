@@ -78,17 +78,19 @@ def attnbench_dq(
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ALONE: tl.constexpr,
+    TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
     That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them
-    apart, and by masks, would cost it a quarter of its instructions. ALONE, in `attnbench_backward`, it is not wanted, and
-    tiles of keys come first. Grid: (tiles of ROWS queries, H, B).
+    apart, and by masks, would cost it a quarter of its instructions. TOGETHER with the others, in `attnbench_backward`, it
+    is not wanted, and the programs of all tiles of keys come first, AHEAD times. ALONE says that no other kernel has split
+    anything. Grid: (tiles of ROWS queries, H, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
     tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if ALONE:
-        tile -= tl.cdiv(M, BLOCK_N)
+    if TOGETHER:
+        tile -= AHEAD * tl.cdiv(M, BLOCK_M)
     elif CAUSAL:
         tile = tl.num_programs(0) - 1 - tile
     head = b * H + h
@@ -111,7 +113,7 @@ def attnbench_dq(
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
         row_delta = scaled(row_delta, delta_exponent)
-    if not ALONE:
+    if not TOGETHER:
         pairs = of_rows + 2 * (head.to(tl.int64) * ROWS + queries)
         tl.store(pairs, row_logsumexp - _top(PARTS))
         tl.store(pairs + 1, scaled(row_delta, -_top(PARTS)))  # there, weights are scaled as well
@@ -121,8 +123,8 @@ def attnbench_dq(
     if tile * BLOCK_M >= N:
         by_all, seen = 0, 0
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    FIRST: tl.constexpr = 1 if ALONE else 0  # as in the forward
-    begin, end = 0, seen if ALONE else by_all
+    FIRST: tl.constexpr = 1 if TOGETHER else 0  # as in the forward
+    begin, end = 0, seen if TOGETHER else by_all
     for MASKED in tl.static_range(FIRST, 2):
         for start in range(begin, end, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
@@ -159,16 +161,16 @@ def attnbench_dkdv(
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    PACKED: tl.constexpr, ALONE: tl.constexpr,
+    PACKED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dk if DK and dv if DV (B, G, M, D), summed over the query heads that share a key head.
 
-    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. ALONE, in
-    `attnbench_backward`, there is no `of_rows`, and what it would tell is made of `out` and `logsumexp`.
-    Grid: (tiles of keys, G, B).
+    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. TOGETHER with
+    the others, in `attnbench_backward`, there is no `of_rows`, and what it would tell is made of `out` and `logsumexp`. ALONE
+    and AHEAD are as in `attnbench_dq`. Grid: (tiles of keys, G, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
-    tile, g, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, g, b = tl.program_id(0) - AHEAD * tl.cdiv(M, BLOCK_N), tl.program_id(1), tl.program_id(2)
     kv_head = b * G + g
     shared = H // G
     if PACKED:  # numbers that the compiler knows save it registers
@@ -182,7 +184,7 @@ def attnbench_dkdv(
     v_parts, v_own = load_operand(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, True, PARTS, ALONE)
     k_exponent = k_own + exponent_at(kv_magnitudes, 2 * kv_head, GIVEN)
     v_exponent = v_own + exponent_at(kv_magnitudes, 2 * kv_head + 1, GIVEN)
-    dp_scale, _, ds_exponent = _scales_of_ds(do_exponent, v_exponent, TOP, GIVEN, LOG2_D)
+    dp_scale, delta_exponent, ds_exponent = _scales_of_ds(do_exponent, v_exponent, TOP, GIVEN, LOG2_D)
     if PARTS > 0:
         score_scale = scaled(score_scale, -q_exponent - k_exponent)
     dk_sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -197,7 +199,7 @@ def attnbench_dkdv(
         h = g * shared + i
         head = b * H + h
         head_q, head_do = of_head(q, b, h, stride_qb, stride_qh), of_head(do, b, h, stride_gb, stride_gh)
-        if ALONE:
+        if TOGETHER:
             head_out = of_head(out, b, h, stride_ob, stride_oh)
         else:
             pairs = of_rows + 2 * head.to(tl.int64) * ROWS
@@ -206,10 +208,11 @@ def attnbench_dkdv(
             q_parts, q_own = load_operand(
                 head_q, q_to_low, queries, stride_qn, stride_qd, N, BLOCK_D, D, True, PARTS, ALONE
             )
-            factor, dp_factor, ds_own = score_scale, dp_scale, 0
+            factor, dp_factor, delta_own, ds_own = score_scale, dp_scale, delta_exponent, 0
             if ALONE:
-                row_logsumexp = _logsumexp(logsumexp, head, queries, N) - _top(PARTS)
                 factor = scaled(score_scale, -q_own)
+            if TOGETHER:
+                row_logsumexp = _logsumexp(logsumexp, head, queries, N) - _top(PARTS)
             else:
                 row_logsumexp, row_delta = tl.split(tl.load(pairs + 2 * queries[:, None] + tl.arange(0, 2)[None, :]))
             p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * factor - row_logsumexp[None, :])
@@ -224,8 +227,9 @@ def attnbench_dkdv(
                 dv_sums = add_scaled_product(dv_sums, p_parts, do_parts, -do_own, PRECISION, PARTS, ALONE)
             if DK:
                 if ALONE:
-                    row_delta = _delta(do_parts, head_out, queries, stride_on, N, PARTS, BLOCK_D, D)
                     dp_factor, delta_own, ds_own = _scales_of_ds(do_own, v_exponent, TOP, PARTS, LOG2_D)
+                if TOGETHER:
+                    row_delta = _delta(do_parts, head_out, queries, stride_on, N, PARTS, BLOCK_D, D)
                     row_delta = scaled(row_delta, delta_own)
                 ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_factor - row_delta[None, :])
                 ds_parts = narrowed(ds, q_parts[0].dtype, PARTS)
@@ -239,10 +243,10 @@ def attnbench_dkdv(
         store_rows(of_head(dv, b, g, stride_rb, stride_rh), keys, stride_rm, M, dv_sums, BLOCK_D, D)
 
 
-@triton.jit(do_not_specialize=["H", "G"])
+@triton.jit(do_not_specialize=["H", "G"], do_not_specialize_on_alignment=["kv_magnitudes", "q_do_magnitudes"])
 def attnbench_backward(
-    q, k, v, do, out, logsumexp, dq, dk, dv,
-    score_scale, scale,
+    q, k, v, do, out, logsumexp, dq, dk, dv, kv_magnitudes, q_do_magnitudes,
+    score_scale, scale, q_to_low, k_to_low,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd,
@@ -251,34 +255,41 @@ def attnbench_backward(
     stride_rb, stride_rh, stride_rm,
     H, G, N, M,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PACKED: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PACKED: tl.constexpr, ALONE: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dv of short sequences by one launch, which splits what it multiplies itself.
+    """dq, dk and dv of short sequences by one launch, which ALONE splits what it multiplies itself.
 
-    Grid: (tiles of keys, then of queries, H, B).
+    A program has BLOCK_M rows of its own, of queries or keys, and goes through the others by BLOCK_N. APART, dv and dk have
+    programs of their own. Grid: (tiles of keys, APART again, then of queries, H, B).
     """
-    if tl.program_id(0) >= tl.cdiv(M, BLOCK_N):
+    AHEAD: tl.constexpr = 2 if APART else 1
+    tiles, tile = tl.cdiv(M, BLOCK_M), tl.program_id(0)
+    if tile >= AHEAD * tiles:
         attnbench_dq(
-            q, k, v, do, out, logsumexp, None, dq, None, None,
-            score_scale, scale, 0, 0,
+            q, k, v, do, out, logsumexp, None, dq, kv_magnitudes, q_do_magnitudes,
+            score_scale, scale, q_to_low, k_to_low,
             stride_qb, stride_qh, stride_qn, stride_qd,
             stride_kb, stride_kh, stride_km, stride_kd,
             stride_vb, stride_vh, stride_vm, stride_vd,
             stride_gb, stride_gh, stride_gn, stride_gd,
             stride_ob, stride_oh, stride_on,
             H, G, N, M, N,
-            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, True,
+            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, ALONE, True, AHEAD,
         )  # fmt: skip
     elif tl.program_id(1) < G:
-        attnbench_dkdv(
-            q, k, v, do, out, logsumexp, None, dk, dv, None, None,
-            score_scale, scale, 0, 0,
-            stride_qb, stride_qh, stride_qn, stride_qd,
-            stride_kb, stride_kh, stride_km, stride_kd,
-            stride_vb, stride_vh, stride_vm, stride_vd,
-            stride_gb, stride_gh, stride_gn, stride_gd,
-            stride_ob, stride_oh, stride_on,
-            stride_rb, stride_rh, stride_rm,
-            H, G, N, M, N,
-            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, True, True, PACKED, True,
-        )  # fmt: skip
+        for GROUP in tl.static_range(AHEAD):
+            if tile // tiles == GROUP:
+                attnbench_dkdv(
+                    q, k, v, do, out, logsumexp, None, dk, dv, kv_magnitudes, q_do_magnitudes,
+                    score_scale, scale, q_to_low, k_to_low,
+                    stride_qb, stride_qh, stride_qn, stride_qd,
+                    stride_kb, stride_kh, stride_km, stride_kd,
+                    stride_vb, stride_vh, stride_vm, stride_vd,
+                    stride_gb, stride_gh, stride_gn, stride_gd,
+                    stride_ob, stride_oh, stride_on,
+                    stride_rb, stride_rh, stride_rm,
+                    H, G, N, M, N,
+                    PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_N, BLOCK_M, BLOCK_D,
+                    GROUP == AHEAD - 1, GROUP == 0, PACKED, ALONE, True, GROUP,
+                )  # fmt: skip

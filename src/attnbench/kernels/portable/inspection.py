@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
 from attnbench.kernels.portable.backward import attnbench_backward, attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
-from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, passes
+from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, is_wide, passes
 
 KERNELS = {
     "forward": attnbench_forward,
@@ -41,8 +41,8 @@ UNSPECIALIZED = {"H", "G"}
 UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "PRECISION"}
 """Arguments of which the compiler is never told whether 16 divides them; a launch has an empty list for those of the second
 kind. With that the compiled kernel is the one that a launch finds in Triton's cache."""
-IN_HALVES = {"forward": {"k", "v"}, "dq": {"q", "k", "v", "do"}, "dkdv": {"q", "k", "v", "do"}}
-"""Operands that a kernel reads as float16 halves, where its precision makes such."""
+IN_HALVES = {"forward": {"k", "v"}} | {name: {"q", "k", "v", "do"} for name in ("dq", "dkdv", "short_backward")}
+"""Operands that a kernel reads as float16 halves, where its precision makes such and it does not split them itself."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "PARTS": HALVES.get(precision, 0),
         "CAUSAL": causal,
         "NEGATED": False,
-        "ALONE": kernel.startswith("short"),
+        "ALONE": kernel.startswith("short") and not is_wide(precision, head_dim),
+        "TOGETHER": False,
+        "AHEAD": 0,
+        "APART": is_wide(precision, head_dim),
         "PACKED": True,
         "D": head_dim,
         "BLOCK_M": tile.queries,
@@ -139,7 +142,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
 def _source(name_of_kernel: str, constants: dict[str, Any], precision: str) -> ASTSource:
     kernel: Any = KERNELS[name_of_kernel]
     own = "bf16" if precision == NATIVE else "fp32"
-    in_halves = IN_HALVES.get(name_of_kernel, ()) if constants["PARTS"] else ()
+    in_halves = IN_HALVES.get(name_of_kernel, ()) if constants["PARTS"] and not constants["ALONE"] else ()
     signature: dict[str, str] = {}
     fixed = {name: constants[name] for name in kernel.arg_names if name in constants}
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -184,7 +187,7 @@ def main() -> None:
         for capability, table in TILES.items()
         if asked.capability in (None, capability)
         for key, tiles in table.items()
-        for width, tile in zip(WIDTHS, tiles, strict=True)
+        for width, tile in zip(WIDTHS, tiles, strict=False)
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         for told in pool.map(partial(_told, asked.causal, asked.instructions), uses):

@@ -15,7 +15,7 @@ from attnbench.kernels.portable import backward as backwards
 from attnbench.kernels.portable import forward as forwards
 from attnbench.kernels.portable import operands
 from attnbench.kernels.portable.arithmetic import HALVES, SHORT_FORWARD
-from attnbench.kernels.portable.tiles import Tile, passes, tile
+from attnbench.kernels.portable.tiles import Tile, is_wide, passes, tile
 
 attnbench_forward: Any = forwards.attnbench_forward
 attnbench_dq: Any = backwards.attnbench_dq
@@ -27,10 +27,14 @@ attnbench_halves: Any = operands.attnbench_halves
 LOG2_E = math.log2(math.e)
 
 SHORT = 512
-"""Up to so many queries and keys a launch costs more than what it does: a pass is one."""
+"""Up to so many queries and keys a launch costs more than what it does: there are as few as can be."""
 
 ELEMENTS = 8192
 """Of an operand, in a program that looks at each once."""
+
+FEW = 32768
+"""Elements of the heads that share a scale, up to which every program that splits some of them looks at all to find it: a
+launch that finds it beforehand would take longer."""
 
 MUCH_BYTES, SHARES = 32 << 20, 4
 """Halves that take more are made for a share of the heads at a time, of four at most, which still fills a GPU: there are many
@@ -67,13 +71,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out (B, H, N, D), its logsumexp to base 2 (B, H, N), and the largest magnitudes of k and v, as bits."""
     results = forward_results(q, k, precision)
-    work = _forward_at_once if _at_once(q, k, precision) else _forward
     with _on_device_of(q):
         for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * k.numel(), precision)):
             inputs = _of(q, of_q), _of(k, of_k), _of(v, of_k)
             out, logsumexp, magnitudes = (_of(x, some) for x, some in zip(results, (of_q, of_q, of_k), strict=True))
             launch = Launches.of(share, inputs, causal, scale, precision)
-            work(launch, *inputs, out, logsumexp, magnitudes, causal, scale, precision)
+            _forward(launch, *inputs, out, logsumexp, magnitudes, causal, scale, precision)
     return results
 
 
@@ -83,7 +86,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk and dv, each of its tensor's shape, contiguous."""
     results = backward_results(q, k, v)
-    work = _backward_at_once if _at_once(q, k, precision) else _backward
     with _on_device_of(q):
         for share, (of_q, of_k) in enumerate(_shares(q, k, 2 * (q.numel() + k.numel()), precision)):
             inputs = (
@@ -92,18 +94,23 @@ def backward(
             )  # fmt: skip
             dq, dk, dv = (_of(x, some) for x, some in zip(results, (of_q, of_k, of_k), strict=True))
             launch = Launches.of(share, inputs, causal, scale, precision)
-            work(launch, *inputs, dq, dk, dv, causal, scale, precision)
+            _backward(launch, *inputs, dq, dk, dv, causal, scale, precision)
     return results
 
 
-def _at_once(q: Tensor, k: Tensor, precision: str) -> bool:
-    """Whether a pass is one launch, which `ieee` never is."""
+def _is_short(q: Tensor, k: Tensor, precision: str) -> bool:
+    """Whether what multiplies is one launch of a pass, which in `ieee` it never is."""
     return max(q.shape[2], k.shape[2]) <= SHORT and precision != "ieee"
+
+
+def _is_alone(q: Tensor, k: Tensor, precision: str) -> bool:
+    """Whether that is the pass's only launch, which splits what it multiplies; of wide heads it is given halves."""
+    return _is_short(q, k, precision) and not is_wide(precision, q.shape[3])
 
 
 def _parts(q: Tensor, k: Tensor, precision: str) -> int:
     """How many of each operand are made beforehand."""
-    return 0 if _at_once(q, k, precision) else HALVES.get(precision, 0)
+    return 0 if _is_alone(q, k, precision) else HALVES.get(precision, 0)
 
 
 def _of(x: Tensor, some: Index | None) -> Tensor:
@@ -181,26 +188,17 @@ class Launches:
             self._compiled[step] = kernel, compiled, grid, (*numbers, *(constants[name] for name in last))
 
 
-def _forward_at_once(
-    launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
-    causal: bool, scale: float, precision: str,
-) -> None:  # fmt: skip
-    precision = SHORT_FORWARD.get(precision, precision)
-    _launch_forward(launch, "short_forward", q, k, v, out, logsumexp, magnitudes, 0, causal, scale, precision)
-
-
 def _forward(
     launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
     causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
-    k, v, to_low = _in_parts(launch, "k v", k, v, _of_tiles(launch, "k v", k, v, precision), magnitudes, precision)
-    _launch_forward(launch, "forward", q, k, v, out, logsumexp, magnitudes, to_low, causal, scale, precision)
+    alone, kernel, to_low = _is_alone(q, k, precision), "forward", 0
+    if alone:
+        kernel = "short_forward"
+        precision = SHORT_FORWARD.get(precision, precision)
+    else:
+        k, v, to_low = _in_parts(launch, "k v", k, v, None, magnitudes, precision)
 
-
-def _launch_forward(
-    launch: Launches, kernel: str, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
-    to_low: int, causal: bool, scale: float, precision: str,
-) -> None:  # fmt: skip
     def rest() -> Rest:
         batch, heads, seq_len, head_dim = q.shape
         chosen = tile(kernel, head_dim, precision, q.device)
@@ -208,52 +206,68 @@ def _launch_forward(
         return (
             (_tiles(seq_len, chosen.queries), heads, batch),
             (to_low, *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3], heads, k.shape[1], seq_len, k.shape[2]),
-            constants | {"NEGATED": scale < 0, "ALONE": kernel == "short_forward"},
+            constants | {"NEGATED": scale < 0, "ALONE": alone},
         )
 
     launch(kernel, attnbench_forward, (q, k, v, out, logsumexp, magnitudes, abs(scale) * LOG2_E), rest)
-
-
-def _backward_at_once(
-    launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, logsumexp: Tensor, _: Tensor,
-    dq: Tensor, dk: Tensor, dv: Tensor, causal: bool, scale: float, precision: str,
-) -> None:  # fmt: skip
-    def rest() -> Rest:
-        batch, heads, seq_len, head_dim = q.shape
-        kv_heads, kv_len = k.shape[1], k.shape[2]
-        chosen = tile("short_backward", head_dim, precision, q.device)
-        strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride(), *out.stride()[:3], *dk.stride()[:3]
-        return (
-            (_tiles(kv_len, chosen.keys) + _tiles(seq_len, chosen.queries), heads, batch),
-            (*strides, heads, kv_heads, seq_len, kv_len),
-            _constants(head_dim, precision, causal, chosen) | _log2_d(head_dim) | _packed(q, d_out),
-        )
-
-    tensors = (q, k, v, d_out, out, logsumexp, dq, dk, dv)
-    launch("backward", attnbench_backward, (*tensors, scale * LOG2_E, scale), rest)
 
 
 def _backward(
     launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, logsumexp: Tensor,
     kv_magnitudes: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
+    alone, q_to_low, k_to_low, q_do_magnitudes = _is_alone(q, k, precision), 0, 0, kv_magnitudes
+    if not alone:
+        known, q_do_magnitudes = kv_magnitudes[:, :, None], torch.empty_like(kv_magnitudes)
+        k, v, k_to_low = _in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
+        q, d_out, q_to_low = _in_parts(launch, "q do", q, d_out, None, q_do_magnitudes, precision)
+    work = _backward_at_once if _is_short(q, k, precision) else _backward_in_turn
+    work(
+        launch, (q, k, v, d_out, out, logsumexp), (dq, dk, dv),
+        (kv_magnitudes, q_do_magnitudes, scale * LOG2_E, scale), (q_to_low, k_to_low), causal, precision, alone,
+    )  # fmt: skip
+
+
+def _backward_at_once(
+    launch: Launches, inputs: tuple[Tensor, ...], results: tuple[Tensor, Tensor, Tensor], scales: tuple[Any, ...],
+    to_low: tuple[int, int], causal: bool, precision: str, alone: bool,
+) -> None:  # fmt: skip
+    q, k, v, d_out, out, _ = inputs
+
+    def rest() -> Rest:
+        batch, heads, seq_len, head_dim = q.shape
+        kv_heads, kv_len = k.shape[1], k.shape[2]
+        chosen = tile("short_backward", head_dim, precision, q.device)
+        apart = is_wide(precision, head_dim)
+        tiles = (1 + apart) * _tiles(kv_len, chosen.queries) + _tiles(seq_len, chosen.queries)
+        strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride(), *out.stride()[:3], *results[1].stride()[:3]
+        constants = _constants(head_dim, precision, causal, chosen) | _log2_d(head_dim) | _packed(q, d_out)
+        return (
+            (tiles, heads, batch),
+            (*to_low, *strides, heads, kv_heads, seq_len, kv_len),
+            constants | {"ALONE": alone, "APART": apart},
+        )
+
+    launch("backward", attnbench_backward, (*inputs, *results, *scales), rest)
+
+
+def _backward_in_turn(
+    launch: Launches, inputs: tuple[Tensor, ...], results: tuple[Tensor, Tensor, Tensor], scales: tuple[Any, ...],
+    to_low: tuple[int, int], causal: bool, precision: str, alone: bool,
+) -> None:  # fmt: skip
+    (q, k, v, d_out, out, logsumexp), (dq, dk, dv) = inputs, results
     batch, heads, seq_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1], k.shape[2]
     dq_tile, dkdv_tile = (tile(kernel, head_dim, precision, q.device) for kernel in ("dq", "dkdv"))
     larger = max(dq_tile.queries, dkdv_tile.queries)  # both are powers of two
     rows = _tiles(seq_len, larger) * larger
     of_rows = logsumexp.new_empty((batch, heads, rows, 2))
+    more = _log2_d(head_dim) | {"ALONE": alone, "TOGETHER": False, "AHEAD": 0}
 
-    known, q_do_magnitudes = kv_magnitudes[:, :, None], torch.empty_like(kv_magnitudes)
-    k, v, k_to_low = _in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
-    of_tiles = _of_tiles(launch, "q do", q, d_out, precision)
-    q, d_out, q_to_low = _in_parts(launch, "q do", q, d_out, of_tiles, q_do_magnitudes, precision)
-    magnitudes, scales = (kv_magnitudes, q_do_magnitudes), (scale * LOG2_E, scale)
-
-    def numbers(*results: Tensor) -> tuple[int, ...]:
+    def numbers(*stored: Tensor) -> tuple[int, ...]:
         strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride()
-        others = (stride for result in results for stride in result.stride()[:3])
-        return q_to_low, k_to_low, *strides, *others, heads, kv_heads, seq_len, kv_len, rows
+        others = (stride for x in stored for stride in x.stride()[:3])
+        return *to_low, *strides, *others, heads, kv_heads, seq_len, kv_len, rows
 
     def rest_of_dq() -> Rest:
         grid = (_tiles(rows, dq_tile.queries), heads, batch)
@@ -264,61 +278,64 @@ def _backward(
         constants = _constants(head_dim, precision, causal, dkdv_tile) | more | which | _packed(q, d_out)
         return grid, numbers(out, dk), constants
 
-    more = _log2_d(head_dim) | {"ALONE": False}
-    launch("dq", attnbench_dq, (q, k, v, d_out, out, logsumexp, of_rows, dq, *magnitudes, *scales), rest_of_dq)
-    of_keys = (q, k, v, d_out, out, logsumexp, of_rows, dk, dv, *magnitudes, *scales)
+    launch("dq", attnbench_dq, (*inputs, of_rows, dq, *scales), rest_of_dq)
     for which in passes(precision, head_dim):
-        launch(("dkdv", *which.values()), attnbench_dkdv, of_keys, partial(rest_of_dkdv, which))
+        launch(
+            ("dkdv", *which.values()), attnbench_dkdv, (*inputs, of_rows, dk, dv, *scales), partial(rest_of_dkdv, which)
+        )
 
 
 # --- operands ---------------------------------------------------------------------------------------------------------
 
 
-def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor, precision: str) -> Tensor | None:
-    """The largest magnitudes of tiles of x and y (B, H, N, D), as bits: (B, H, tiles, 2); None where none is scaled."""
+def _in_parts(
+    launch: Launches, step: str, x: Tensor, y: Tensor, found: Tensor | None, magnitudes: Tensor, precision: str
+) -> tuple[Tensor, Tensor, int]:
+    """x and y (B, H, N, D) as products want them: themselves, or first halves and how far behind them the second lie.
+
+    `magnitudes` (B, G, 2) become the largest of heads that share a key head: those of `found` (B, G, any, 2), where there are
+    some.
+    """
     if precision not in HALVES:
-        return None
-    batch, heads, rows, head_dim = x.shape
-    block = _rows_of_a_program(head_dim)
-    tiles = _tiles(rows, block)
+        return x, y, 0
+    (batch, heads, rows, head_dim), kv_heads = x.shape, magnitudes.shape[1]
+    if found is None and heads // kv_heads * rows * _block_d(head_dim) > FEW:
+        found = _of_tiles(launch, step, x, y)
+    parts, to_low = HALVES[precision], x.numel()
+    x_parts, y_parts = (x.new_empty((parts, *x.shape), dtype=torch.float16) for _ in range(2))
+
+    def rest() -> Rest:
+        tiles = 0 if found is None else found.shape[1] * found.shape[2] // kv_heads
+        of_rows = _by_rows(x)
+        return (
+            (_tiles(rows, of_rows["BLOCK"]), batch * heads, 2),
+            (to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles),
+            of_rows | {"PARTS": parts, "AT_ONCE": 256, "FOUND": found is not None},
+        )
+
+    of_tiles = magnitudes if found is None else found
+    launch(("halves", step), attnbench_halves, (x, y, x_parts, y_parts, of_tiles, magnitudes), rest)
+    return x_parts[0], y_parts[0], to_low
+
+
+def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor) -> Tensor:
+    """The largest magnitudes of tiles of x and y (B, H, N, D), as bits: (B, H, tiles, 2)."""
+    batch, heads, rows, _ = x.shape
+    of_rows = _by_rows(x)
+    tiles = _tiles(rows, of_rows["BLOCK"])
     found = x.new_empty((batch, heads, tiles, 2), dtype=torch.int32)
 
     def rest() -> Rest:
-        constants = {"D": head_dim, "BLOCK": block, "BLOCK_D": _block_d(head_dim)}
-        return (tiles, batch * heads, 2), (*x.stride(), *y.stride(), heads, rows), constants
+        return (tiles, batch * heads, 2), (*x.stride(), *y.stride(), heads, rows), of_rows
 
     launch(("magnitudes", step), attnbench_magnitudes, (x, y, found), rest)
     return found
 
 
-def _in_parts(
-    launch: Launches, step: str, x: Tensor, y: Tensor, of_tiles: Tensor | None, magnitudes: Tensor, precision: str
-) -> tuple[Tensor, Tensor, int]:
-    """x and y (B, H, N, D) as products want them: themselves, or first halves and how far behind them the second lie.
-
-    `magnitudes` (B, G, 2) become the largest of `of_tiles`.
-    """
-    if of_tiles is None or precision not in HALVES:
-        return x, y, 0
-    parts, to_low = HALVES[precision], x.numel()
-    x_parts, y_parts = (x.new_empty((parts, *x.shape), dtype=torch.float16) for _ in range(2))
-
-    def rest() -> Rest:
-        batch, heads, rows, head_dim = x.shape
-        kv_heads, block = magnitudes.shape[1], _rows_of_a_program(head_dim)
-        tiles = of_tiles.shape[1] * of_tiles.shape[2] // kv_heads
-        return (
-            (_tiles(rows, block), batch * heads, 2),
-            (to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles),
-            {"D": head_dim, "BLOCK": block, "BLOCK_D": _block_d(head_dim), "PARTS": parts, "AT_ONCE": 256},
-        )
-
-    launch(("halves", step), attnbench_halves, (x, y, x_parts, y_parts, of_tiles, magnitudes), rest)
-    return x_parts[0], y_parts[0], to_low
-
-
-def _rows_of_a_program(head_dim: int) -> int:
-    return ELEMENTS // _block_d(head_dim)
+def _by_rows(x: Tensor) -> dict[str, int]:
+    """The constants of kernels in which a program looks at some rows once."""
+    head_dim = x.shape[3]
+    return {"D": head_dim, "BLOCK": ELEMENTS // _block_d(head_dim), "BLOCK_D": _block_d(head_dim)}
 
 
 def _tiles(rows: int, block: int) -> int:

@@ -79,14 +79,38 @@ def store_rows(start, rows, stride_row, count, tile, BLOCK_D: tl.constexpr, D):
 
 
 @triton.jit
-def _own_rows(
-    x, stride_b, stride_h, stride_n, stride_d, H, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """The tile of x (B, H, N, D) that is this program's."""
-    head = tl.program_id(1)
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+def _rows_of(
+    x, tile, head, stride_b, stride_h, stride_n, stride_d, H, N,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of BLOCK rows of a head of x (B, H, N, D)."""
     start = of_head(x, head // H, head % H, stride_b, stride_h)
-    return load_rows(start, rows, stride_n, stride_d, N, BLOCK_D, D, True)
+    return load_rows(start, tile * BLOCK + tl.arange(0, BLOCK), stride_n, stride_d, N, BLOCK_D, D, True)
+
+
+@triton.jit
+def _largest_of_heads(
+    x, first, count, stride_b, stride_h, stride_n, stride_d, H, N,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The largest magnitude of `count` heads of x (B, H, N, D)."""
+    largest = 0
+    for head in range(first, first + count):
+        for tile in range(tl.cdiv(N, BLOCK)):
+            rows = _rows_of(x, tile, head, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D)
+            largest = tl.maximum(largest, largest_magnitude(rows))
+    return largest
+
+
+@triton.jit
+def _largest_of_tiles(of_tiles, kv_head, which, tiles, AT_ONCE: tl.constexpr):
+    """The largest of what `attnbench_magnitudes` found."""
+    largest = tl.zeros((AT_ONCE,), tl.int32)
+    for start in range(0, tiles, AT_ONCE):
+        one = start + tl.arange(0, AT_ONCE)
+        found = tl.load(of_tiles + 2 * (kv_head * tiles + one) + which, mask=one < tiles, other=0)
+        largest = tl.maximum(largest, found)
+    return tl.max(largest, 0)
 
 
 @triton.jit(do_not_specialize=["H"])
@@ -100,13 +124,14 @@ def attnbench_magnitudes(
 
     Grid: (tiles of rows, B·H, 2), the last for x and y.
     """
-    into = magnitudes + 2 * (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
+    tile, head = tl.program_id(0), tl.program_id(1)
+    into = magnitudes + 2 * (head * tl.num_programs(0) + tile)
     if tl.program_id(2) == 0:
-        tile = _own_rows(x, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
-        tl.store(into, largest_magnitude(tile))
+        rows = _rows_of(x, tile, head, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
+        tl.store(into, largest_magnitude(rows))
     else:
-        tile = _own_rows(y, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
-        tl.store(into + 1, largest_magnitude(tile))
+        rows = _rows_of(y, tile, head, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
+        tl.store(into + 1, largest_magnitude(rows))
 
 
 @triton.jit
@@ -128,27 +153,33 @@ def attnbench_halves(
     stride_yb, stride_yh, stride_yn, stride_yd,
     H, G, N, tiles,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
+    FOUND: tl.constexpr,
 ):  # fmt: skip
     """x and y (B, H, N, D), scaled, as parts (PARTS, B, H, N, D) in float16, and their largest magnitudes (B, G, 2).
 
-    A head is scaled by the largest of `of_tiles` (B, G, tiles, 2), over all query heads that share its key head.
-    Grid: (tiles of rows, B·H, 2), the last for x and y.
+    A head is scaled by the largest magnitude of all query heads that share its key head. FOUND, that is the largest of
+    `of_tiles` (B, G, tiles, 2); else each program looks for it. Grid: (tiles of rows, B·H, 2), the last for x and y.
     """
-    head, which = tl.program_id(1), tl.program_id(2)
-    kv_head = head // H * G + head % H // (H // G)
-    largest = tl.zeros((AT_ONCE,), tl.int32)
-    for start in range(0, tiles, AT_ONCE):
-        one = start + tl.arange(0, AT_ONCE)
-        largest = tl.maximum(
-            largest, tl.load(of_tiles + 2 * (kv_head * tiles + one) + which, mask=one < tiles, other=0)
-        )
-    magnitude = tl.max(largest, 0)
-    if tl.program_id(0) == 0:  # the query heads that share a key head store the same
-        tl.store(magnitudes + 2 * kv_head + which, magnitude)
-    exponent = exponent_for(magnitude)
+    tile, head, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    shared = H // G
+    kv_head = head // H * G + head % H // shared
     if which == 0:
-        tile = _own_rows(x, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
-        _store_halves(tile, x_parts, to_low, exponent, N, D, BLOCK, BLOCK_D, PARTS)
+        if FOUND:
+            magnitude = _largest_of_tiles(of_tiles, kv_head, 0, tiles, AT_ONCE)
+        else:
+            magnitude = _largest_of_heads(
+                x, kv_head * shared, shared, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D
+            )
+        rows = _rows_of(x, tile, head, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
+        _store_halves(rows, x_parts, to_low, exponent_for(magnitude), N, D, BLOCK, BLOCK_D, PARTS)
     else:
-        tile = _own_rows(y, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
-        _store_halves(tile, y_parts, to_low, exponent, N, D, BLOCK, BLOCK_D, PARTS)
+        if FOUND:
+            magnitude = _largest_of_tiles(of_tiles, kv_head, 1, tiles, AT_ONCE)
+        else:
+            magnitude = _largest_of_heads(
+                y, kv_head * shared, shared, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D
+            )
+        rows = _rows_of(y, tile, head, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
+        _store_halves(rows, y_parts, to_low, exponent_for(magnitude), N, D, BLOCK, BLOCK_D, PARTS)
+    if tile == 0:  # the query heads that share a key head store the same
+        tl.store(magnitudes + 2 * kv_head + which, magnitude)

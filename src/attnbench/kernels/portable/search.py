@@ -27,7 +27,17 @@ import torch
 
 from attnbench.kernels.portable.arithmetic import NATIVE
 from attnbench.kernels.portable.inspection import KERNELS, Resources, resources
-from attnbench.kernels.portable.tiles import HOPPER, SHARED_BYTES, TILES, WIDTHS, Table, Tile, passes, table_for
+from attnbench.kernels.portable.tiles import (
+    HOPPER,
+    SHARED_BYTES,
+    TILES,
+    WIDTHS,
+    Table,
+    Tile,
+    is_wide,
+    passes,
+    table_for,
+)
 from attnbench.kernels.portable.timing import Row, time_tiles
 
 PRECISIONS = ("fp16x3", "fp16x1", "tf32", NATIVE, "ieee")
@@ -57,7 +67,10 @@ def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[
         for precision in PRECISIONS
         for width in widths
         for kernel in KERNELS
-        if (kernel, precision) in HOPPER and precision in precisions and kernel in kernels and (width > 128) is late
+        if precision in precisions
+        and kernel in kernels
+        and (width > 128) is late
+        and WIDTHS.index(width) < len(HOPPER.get((kernel, precision), ()))
     ]
 
 
@@ -80,7 +93,7 @@ def _sums_of_a_thread(row: Row, queries: int, keys: int, warps: int) -> int:
         "dq": queries * row.head_dim + 2 * scores,
         "dkdv": results * keys * row.head_dim + 2 * scores,
         "short_forward": queries * row.head_dim + scores,
-        "short_backward": max(queries, 2 * keys) * row.head_dim + 2 * scores,
+        "short_backward": results * queries * row.head_dim + 2 * scores,
     }
     return sums[row.kernel] // (32 * warps)
 
@@ -90,7 +103,8 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
     if row.precision == "ieee":  # products are written out in full: larger ones compile for minutes
         return own <= 64 and streamed <= 64 and queries * keys * row.head_dim // (32 * warps) <= 1024
     if row.is_short:  # small tiles spread it over more of the GPU
-        return own <= 64 and streamed <= (64 if row.kernel == "short_backward" else 128)
+        most = 128 if is_wide(row.precision, row.head_dim) else 64
+        return own <= most and streamed <= (64 if row.kernel == "short_backward" else 128)
     own_least, streamed_least = (
         (16 * warps, 32) if row.head_dim <= 64 else (32, 32) if row.head_dim <= 128 else (16, 16)
     )

@@ -10,7 +10,8 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries by keys; the warps of a program, and the stages of its loads.
+    """Queries by keys, in `short_backward` rows of its own by rows it goes through; the warps of a program, and the stages of
+    its loads.
 
     `max_registers` is how many a thread may have, where the compiler would take more than lets another program run beside.
     """
@@ -30,7 +31,7 @@ INTERPRETED = Tile(32, 32, 4, 1)
 """On a CPU, where Triton's interpreter runs the kernels."""
 
 Table = dict[tuple[str, str], tuple[Tile, ...]]
-"""By kernel and precision, a tile for each of `WIDTHS`; `search` prints one."""
+"""By kernel and precision, a tile for each of `WIDTHS`, or for the first of them that the kernel serves; `search` prints one."""
 
 HOPPER: Table = {
     ("forward", "native"): (
@@ -76,7 +77,7 @@ HOPPER: Table = {
         Tile(16, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 128, 4, 3), Tile(16, 64, 4, 3), Tile(32, 32, 4, 2),
     ),
     ("short_forward", "fp16x3"): (
-        Tile(32, 128, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1),
+        Tile(32, 128, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2),
     ),
     ("short_backward", "native"): (
         Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3), Tile(32, 64, 8, 3), Tile(32, 32, 8, 1),
@@ -85,7 +86,7 @@ HOPPER: Table = {
         Tile(64, 64, 4, 4), Tile(64, 64, 4, 1), Tile(64, 64, 8, 2), Tile(32, 32, 4, 3), Tile(16, 16, 8, 1),
     ),
     ("short_backward", "fp16x3"): (
-        Tile(64, 64, 4, 3), Tile(32, 32, 8, 2), Tile(32, 32, 8, 3), Tile(16, 32, 8, 3), Tile(16, 16, 8, 1),
+        Tile(64, 64, 4, 3), Tile(32, 32, 8, 2), Tile(32, 32, 8, 3), Tile(128, 16, 8, 2), Tile(16, 32, 8, 1),
     ),
 }  # fmt: skip
 """By searches on an H200, none of which came to its end; else, of those that spill no register, the largest."""
@@ -134,7 +135,7 @@ AMPERE: Table = {
         Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("short_forward", "fp16x3"): (
-        Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2), Tile(32, 32, 8, 2), Tile(16, 32, 4, 1),
+        Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2),
     ),
     ("short_backward", "native"): (
         Tile(64, 64, 4, 3), Tile(32, 32, 4, 2), Tile(32, 32, 4, 3), Tile(32, 32, 8, 3), Tile(32, 32, 8, 1),
@@ -143,7 +144,7 @@ AMPERE: Table = {
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(16, 16, 8, 1),
     ),
     ("short_backward", "fp16x3"): (
-        Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 16, 8, 1),
+        Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(64, 32, 8, 1), Tile(16, 16, 8, 1),
     ),
 }  # fmt: skip
 """As Hopper's were, but for what spills there or needs more shared memory than the smallest of these GPUs has. Not timed."""
@@ -177,8 +178,13 @@ def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Ti
     return _table_of(device)[kernel, precision][width]
 
 
+def is_wide(precision: str, head_dim: int) -> bool:
+    """Whether a program has no registers for two results at a time, nor to split what it multiplies."""
+    return precision == "fp16x3" and head_dim > 64
+
+
 def passes(precision: str, head_dim: int) -> tuple[dict[str, bool], ...]:
-    """The launches of `dkdv`: one for both results; where heads are wide, `fp16x3` has registers for one at a time."""
-    if precision == "fp16x3" and head_dim > 64:
+    """The launches of `dkdv`: one for both results, or for one at a time."""
+    if is_wide(precision, head_dim):
         return {"DK": False, "DV": True}, {"DK": True, "DV": False}
     return ({"DK": True, "DV": True},)

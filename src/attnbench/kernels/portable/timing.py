@@ -78,7 +78,8 @@ class Call:
         for kernel, arguments in self.launches:
             of_queries = triton.cdiv(arguments.get("ROWS", self.length), tile.queries)
             of_keys = triton.cdiv(self.length, tile.keys)
-            programs = {"dkdv": of_keys, "short_backward": of_keys + of_queries}.get(self.kernel, of_queries)
+            of_all = (3 if arguments.get("APART") else 2) * of_queries
+            programs = {"dkdv": of_keys, "short_backward": of_all}.get(self.kernel, of_queries)
             kernel[(programs, 1, BATCH)](**arguments | shape)
 
     def is_right(self, tile: Tile) -> bool:
@@ -123,7 +124,7 @@ def _overheard(precision: str, head_dim: int, length: int) -> dict[str, list[Lau
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             def launched(*arguments: Any, **constants: Any) -> None:
                 named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
-                name = f"short_{self.name}" if named.get("ALONE", self.name == "backward") else self.name
+                name = f"short_{self.name}" if named["ALONE"] or self.name == "backward" else self.name
                 heard.setdefault(name, []).append((self.kernel, named))
                 self.kernel[grid](*arguments, **constants)
 
