@@ -15,8 +15,11 @@ from attnbench.plan import Cell, Plan
 from attnbench.progress import Forecast, Lines, clock
 from attnbench.record import Record
 from attnbench.request import Request
-from attnbench.runner import LEAST_ROUNDS, ROUNDS, sweep
+from attnbench.runner import ROUNDS, rounds_of, sweep
 from attnbench.store import Header, Store
+
+TEN = 10
+"""Rounds on a CPU, of a tenth of a second each, in a budget of one."""
 
 STEADY = {"fields": {"error_out": 1e-7}, "samples_ms": {"forward": [1.0] * 4, "backward": [2.0] * 4}}
 
@@ -59,7 +62,7 @@ def plan(
     *backends: str, refusals: dict[str, str] | None = None, lengths: tuple[int, ...] = (16, 32), device: str = "cpu"
 ) -> Plan:
     grid = Grid.from_dict({"seq_len": list(lengths)})
-    request = Request(grid, "g", ("eager",), {}, device, budget_s=0.3, timeout_s=50)
+    request = Request(grid, "g", ("eager",), {}, device, budget_s=1.0, timeout_s=50)
     cells = [
         Cell(case, name, "v1", (refusals or {}).get(name), (), True, 1.0) for case in grid.cases() for name in backends
     ]
@@ -79,27 +82,42 @@ def test_all_backends_of_a_case_are_visited_in_rounds_of_changing_order(tmp_path
     records = run(tmp_path, plan(*names), executor)
     asked = [(length, name) for length, name, _, _ in executor.asked]
     rounds = [asked[start : start + 6] for start in range(0, len(asked), 6)]
-    assert len(rounds) == 2 * ROUNDS["cpu"]
+    assert len(rounds) == 2 * TEN
     for number, visited in enumerate(rounds):
-        assert sorted(visited) == [(16 if number < ROUNDS["cpu"] else 32, name) for name in names]
+        assert sorted(visited) == [(16 if number < TEN else 32, name) for name in names]
     assert len({tuple(name for _, name in visited) for visited in rounds}) > 1
     assert [first for *_, first, _ in executor.asked] == ([True] * 6 + [False] * 54) * 2
-    assert {record.forward_samples_ms for record in records} == {(1.0,) * 4 * ROUNDS["cpu"]}
+    assert {record.forward_samples_ms for record in records} == {(1.0,) * 4 * TEN}
     assert {(record.forward_ms, record.backward_ms, record.status) for record in records} == {(1.0, 2.0, "ok")}
 
 
-@pytest.mark.parametrize(("step_ms", "rounds"), [(1.0, ROUNDS["cpu"]), (12.0, 7), (60.0, LEAST_ROUNDS)])
+@pytest.mark.parametrize(("step_ms", "rounds"), [(1.0, TEN), (40.0, 7), (200.0, ROUNDS)])
 def test_a_cell_that_has_spent_its_budget_has_fewer_rounds(step_ms: float, rounds: int, tmp_path: Path) -> None:
-    """Of 0.3 s: four steps a visit, each of which is a forward and a backward."""
+    """Of a second: four steps a visit, each of which is a forward and a backward."""
     visit = {"fields": {}, "samples_ms": {"forward": [step_ms / 3] * 4, "backward": [step_ms * 2 / 3] * 4}}
     visit["samples_ms"]["forward_backward"] = [step_ms] * 4
     executor = Scripted({"slow": [visit]})
     records = run(tmp_path, plan("slow", "quick", lengths=(16,)), executor)
     asked = [name for _, name, _, _ in executor.asked]
-    assert (asked.count("slow"), asked.count("quick")) == (rounds, ROUNDS["cpu"])
+    assert (asked.count("slow"), asked.count("quick")) == (rounds, TEN)
     assert {record.backend: len(record.forward_samples_ms) for record in records} == {
-        "slow": 4 * rounds, "quick": 4 * ROUNDS["cpu"],
+        "slow": 4 * rounds, "quick": 4 * TEN,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "budget_s", "protocol", "rounds"),
+    [
+        ("cpu", 1.0, "default", 10),
+        ("cpu", 5.0, "default", 50),
+        ("cpu", 0.05, "default", 3),
+        ("cpu", 5.0, "seed", 1),
+        ("cuda:0", 5.0, "default", 3),
+    ],
+)
+def test_a_larger_budget_means_more_rounds_on_a_cpu(device: str, budget_s: float, protocol: str, rounds: int) -> None:
+    request = Request(Grid(), "g", ("eager",), {}, device, protocol=protocol, budget_s=budget_s)
+    assert rounds_of(request) == rounds
 
 
 def test_a_cell_that_is_done_is_recorded_at_once_and_visited_no_more(tmp_path: Path) -> None:

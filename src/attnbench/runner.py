@@ -15,13 +15,15 @@ from attnbench.limits import Ceilings, judged
 from attnbench.noise import by_round, noise
 from attnbench.plan import Cell, Plan
 from attnbench.record import Record, summary
+from attnbench.request import Request
 from attnbench.store import Store
 from attnbench.tags import tagged
 
-ROUNDS, LEAST_ROUNDS = {"cpu": 10, "cuda": 3}, 3
-"""Visits of a cell, by device; of one whose samples have spent its budget sooner, as few as the second. The backends of a
-case are visited in turn, in a new random order each time, so that drift of the machine's speed falls on all of them alike.
-What a visit lasts a shared CPU may be slow, and be fast in the next: what is known of a time is known by their number."""
+ROUNDS, CPU_ROUND_S = 3, 0.1
+"""Visits of a cell, and how long one lasts on a CPU, where there are as many as its budget has room for, if that is more. The
+backends of a case are visited in turn, in a new random order each time, so that drift of the machine's speed falls on all of
+them alike. For as long as a visit lasts a shared CPU may be slow, and be fast in the next: how well a time is known there is a
+matter of their number."""
 
 
 class Watcher(Protocol):
@@ -64,6 +66,13 @@ def sweep(plan: Plan, executor: LocalExecutor, store: Store, watcher: Watcher) -
         _run_case(case, [cell for cell in cells if cell.id not in done], plan, executor, store, watcher)
 
 
+def rounds_of(request: Request) -> int:
+    """How often a cell is visited, unless its samples spend the budget sooner."""
+    if request.protocol == "seed":
+        return 1
+    return max(ROUNDS, round(request.budget_s / CPU_ROUND_S)) if request.device == "cpu" else ROUNDS
+
+
 def _run_case(
     case: Case, cells: list[Cell], plan: Plan, executor: LocalExecutor, store: Store, watcher: Watcher
 ) -> None:
@@ -88,7 +97,7 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
         visits.fields = {"status": "unsupported", "reason": cell.refusal}
         visits.done = True
         return
-    rounds = 1 if request.protocol == "seed" else ROUNDS[request.device.partition(":")[0]]
+    rounds = rounds_of(request)
     message = {
         "task": "visit",
         "case": cell.case.to_dict(),
@@ -117,7 +126,7 @@ def _visit(visits: _Visits, plan: Plan, executor: LocalExecutor) -> None:
     for name, seen in reply.get("seen_ms", {}).items():
         visits.seen_ms.setdefault(name, []).append(seen)
     visits.count += 1
-    spent = visits.count >= LEAST_ROUNDS and visits.sampled_s >= request.budget_s
+    spent = visits.count >= ROUNDS and visits.sampled_s >= request.budget_s
     visits.done = "status" in visits.fields or visits.count == rounds or spent or reply.get("done", False)
 
 

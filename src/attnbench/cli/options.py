@@ -64,7 +64,7 @@ def measuring_options(command: Command) -> Command:
         click.option("--backend", "backend", multiple=True, metavar="NAME", help="A backend's name, all, FILE.py:function or package.module:function; repeatable. Default: all that can run."),
         click.option("--pass", "passes", metavar="|".join(PASSES), help="Forward alone, or backward too (default)."),
         click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: the best one here."),
-        click.option("--budget", type=float, metavar="SECONDS", help="Time to spend on samples of one cell."),
+        click.option("--budget", type=float, metavar="SECONDS", help="Time to spend on samples of one cell; on a CPU, in rounds of 0.1 s."),
         click.option("--timeout", type=float, metavar="SECONDS", help=f"Time after which a cell is given up; default: {DEFAULT_TIMEOUT_S:.0f}."),
         click.option("--memory-limit", metavar="SIZE", help="What a worker may hold, such as 8GiB. Default on CPU: what is available, less a margin."),
         click.option("--protocol", metavar="|".join(PROTOCOLS), help="How to time; seed repeats the first table's procedure."),

@@ -25,6 +25,8 @@ from triton.compiler import ASTSource
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
 from attnbench.kernels.portable.backward import attnbench_backward, attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
+from attnbench.kernels.portable.launch import AT_ONCE, ELEMENTS
+from attnbench.kernels.portable.operands import attnbench_halves, attnbench_magnitudes
 from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, is_wide, passes
 
 KERNELS = {
@@ -35,10 +37,13 @@ KERNELS = {
     "short_backward": attnbench_backward,
 }
 
-OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv"}
+SPLITTING = {"magnitudes": attnbench_magnitudes, "halves": attnbench_halves}
+"""What looks at operands beforehand, by as many rows of every width as make `ELEMENTS`: no tile is chosen for it."""
+
+OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv", "x", "y"}
 FLOATS = {"score_scale", "scale"}
-UNSPECIALIZED = {"H", "G"}
-UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "PRECISION"}
+UNSPECIALIZED = {"H", "G", "tiles"}
+UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "of_tiles", "magnitudes", "PRECISION"}
 """Arguments of which the compiler is never told whether 16 divides them; a launch has an empty list for those of the second
 kind. With that the compiled kernel is the one that a launch finds in Triton's cache."""
 IN_HALVES = {"forward": {"k", "v"}} | {name: {"q", "k", "v", "do"} for name in ("dq", "dkdv", "short_backward")}
@@ -128,7 +133,10 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "D": head_dim,
         "BLOCK_M": tile.queries,
         "BLOCK_N": tile.keys,
+        "BLOCK": tile.queries,
         "BLOCK_D": head_dim,
+        "AT_ONCE": AT_ONCE,
+        "FOUND": False,
         "LOG2_D": head_dim.bit_length() - 1,
     }
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.max_registers}
@@ -140,7 +148,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
 
 
 def _source(name_of_kernel: str, constants: dict[str, Any], precision: str) -> ASTSource:
-    kernel: Any = KERNELS[name_of_kernel]
+    kernel: Any = (KERNELS | SPLITTING)[name_of_kernel]
     own = "bf16" if precision == NATIVE else "fp32"
     in_halves = IN_HALVES.get(name_of_kernel, ()) if constants["PARTS"] and not constants["ALONE"] else ()
     signature: dict[str, str] = {}
@@ -153,8 +161,10 @@ def _source(name_of_kernel: str, constants: dict[str, Any], precision: str) -> A
             signature[name] = "constexpr"
         elif name in OPERANDS:
             signature[name] = "*fp16" if name in in_halves else f"*{own}"
-        elif name.endswith("_magnitudes"):
+        elif name.endswith("magnitudes") or name == "of_tiles":
             signature[name] = "*i32"
+        elif name.endswith("_parts"):
+            signature[name] = "*fp16"
         elif name in ("logsumexp", "of_rows"):
             signature[name] = "*fp32"
         else:
@@ -188,6 +198,13 @@ def main() -> None:
         if asked.capability in (None, capability)
         for key, tiles in table.items()
         for width, tile in zip(WIDTHS, tiles, strict=False)
+    ]
+    uses += [
+        (capability, kernel, "fp16x3", width, Tile(ELEMENTS // width, 0, 4, 3))  # as Triton has it by default
+        for capability in TILES
+        if asked.capability in (None, capability)
+        for kernel in SPLITTING
+        for width in WIDTHS
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         for told in pool.map(partial(_told, asked.causal, asked.instructions), uses):

@@ -29,8 +29,8 @@ LOG2_E = math.log2(math.e)
 SHORT = 512
 """Up to so many queries and keys a launch costs more than what it does: there are as few as can be."""
 
-ELEMENTS = 8192
-"""Of an operand, in a program that looks at each once."""
+ELEMENTS, AT_ONCE = 8192, 256
+"""Of an operand, in a program that looks at each once; magnitudes of tiles that it looks at at a time."""
 
 FEW = 32768
 """Elements of the heads that share a scale, up to which every program that splits some of them looks at all to find it: a
@@ -310,7 +310,7 @@ def _in_parts(
         return (
             (_tiles(rows, of_rows["BLOCK"]), batch * heads, 2),
             (to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles),
-            of_rows | {"PARTS": parts, "AT_ONCE": 256, "FOUND": found is not None},
+            of_rows | {"PARTS": parts, "AT_ONCE": AT_ONCE, "FOUND": found is not None},
         )
 
     of_tiles = magnitudes if found is None else found
