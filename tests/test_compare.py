@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from attnbench.analysis.compare import PASSES, Comparison, Finding, agreement, compare
+from attnbench.analysis.compare import PASSES, Comparison, Finding, agreement, compare, compare_backends
 from attnbench.analysis.verdict import (
     MOST_DRIFT,
     USUAL_DRIFT,
@@ -365,6 +365,64 @@ def test_a_slower_backend_is_found_between_two_runs_apart(factor: float, least: 
     assert share(found, "slower") >= least
 
 
+# --- two backends of one run ------------------------------------------------------------------------------------------
+
+
+def in_turns(seed: int, factor: float, *, device: str = "cpu", rounds: int = 10, restless: float = 0.2) -> Run:
+    """A run of twelve cases by `old` and `new`: what the machine does in a round it does to both, and a little to each."""
+    rng, records = random.Random(seed), []
+    for index in range(12):
+        case, of_rounds = small(seq_len=64 * (index + 1)), [rng.lognormvariate(0, restless) for _ in range(rounds)]
+        for backend, times in (("old", 1.0), ("new", factor if index % 3 == 0 else 1.0)):
+            samples = [times * one * rng.lognormvariate(0, 0.01) for one in of_rounds for _ in range(20)]
+            windows = tuple({"round": number, "samples": {"forward": 20}} for number in range(rounds))
+            made = record(case, backend, windows=windows, **summary("forward", samples))
+            records.append(made.but(device=device))
+    return run_of(records)
+
+
+@pytest.mark.parametrize(("factor", "least"), [(1.05, 0.95), (1.2, 1.0)])
+def test_rounds_that_go_in_turns_show_what_the_machine_hides(factor: float, least: float) -> None:
+    found: list[str | None] = []
+    for seed in range(10):
+        run = in_turns(seed, factor)
+        told = [one.verdict for one in compare_backends(run, "old", "new", 0.02).findings if one.what == "forward"]
+        found += told[::3]
+        assert not {"slower", "faster"} & {verdict for n, verdict in enumerate(told) if n % 3}
+    assert share(found, "slower") >= least
+
+
+def test_what_is_no_slower_in_the_same_rounds_is_no_regression() -> None:
+    comparisons = [compare_backends(in_turns(seed, 1.0), "old", "new", 0.02) for seed in range(20)]
+    assert sum(len(one.regressions) for one in comparisons) <= 0.01 * 12 * 20
+    assert all(one.drift == 0 and one.in_rounds for one in comparisons)
+    assert "measured in turns" in render(comparisons[0])
+
+
+def test_a_backend_is_compared_where_it_fails_too() -> None:
+    case, other = small(), small(seq_len=99)
+    cells = [cell(case=case), cell(None, case=case, backend="new", status="incorrect"), cell(case=other, backend="new")]
+    found = compare_backends(run_of(cells), "eager", "new", 0.02)
+    assert [(one.backend, one.verdict) for one in found.regressions] == [("eager → new", "broke")]
+    assert list(found.only_after) == ["eager → new"]
+
+
+def test_five_per_cent_show_in_a_run_on_an_h200_and_nothing_does_not() -> None:
+    run = load(RESULTS / "all-bf16-h200-2026-11-25")
+    for factor, least in ((1.05, 0.9), (1.0, 0.0)):
+        found = compare_backends(scaled_backend(run, "sdpa-flash", factor), "sdpa-flash", "sdpa-flash-longer", 0.02)
+        times = [one for one in found.findings if one.what in PASSES and number_of(one.before) > 0.1]
+        assert len(times) > 20
+        assert share([one.verdict for one in times], "slower") >= least
+        assert bool(found.regressions) is (factor > 1)
+
+
+def scaled_backend(run: Run, backend: str, factor: float) -> Run:
+    """The run with a backend once more, all of whose samples took so many times as long."""
+    longer = [scaled(one, factor).but(backend=f"{backend}-longer") for one in run.records if one.backend == backend]
+    return Run(run.directory, run.header, [*run.records, *longer])
+
+
 def number_of(value: object) -> float:
     assert isinstance(value, float)
     return value
@@ -390,21 +448,25 @@ def test_rounds_are_the_units_however_many_samples_they_have() -> None:
     assert known == pytest.approx((2 * 0.04**2 / 3 + 0.005**2) ** 0.5, rel=0.05)
 
 
+def certain(changes: list[Change]) -> list[Change]:
+    return with_certainty(changes, drift([one.log_ratio for one in changes], "cuda"))
+
+
 def test_a_change_must_show_in_the_samples_too() -> None:
     one = Change("c", "forward", 0.1, ((1e-6, 2), (1e-6, 2)), ((1.0, 2.0) * 10, (1.0, 2.0) * 10))
-    assert judge_time(with_certainty([one], "cuda")[0], 0.02) == "unclear"
+    assert judge_time(certain([one])[0], 0.02) == "unclear"
     apart = replace(one, samples_ms=((1.0,) * 20, (1.1,) * 20))
-    assert judge_time(with_certainty([apart], "cuda")[0], 0.02) == "slower"
+    assert judge_time(certain([apart])[0], 0.02) == "slower"
 
 
 def test_many_cells_need_more_certainty_than_one() -> None:
     one = Change("c", "forward", 0.03, ((1e-4, math.inf), (0.0, math.inf)), ((), ()))
     quiet = replace(one, log_ratio=0.0001)
-    assert with_certainty([one], "cuda")[0].p == pytest.approx(2 * NormalDist().cdf(-0.03 / (1e-4 + 0.005**2) ** 0.5))
-    alone, *_ = with_certainty([one, *[quiet] * 99], "cuda")
-    assert alone.p > 0.05 > with_certainty([one], "cuda")[0].p
-    assert all(found.p < 0.05 for found in with_certainty([one] * 100, "cuda")), "all of them are no chance"
-    assert with_certainty([], "cuda") == []
+    assert certain([one])[0].p == pytest.approx(2 * NormalDist().cdf(-0.03 / (1e-4 + 0.005**2) ** 0.5))
+    alone, *_ = certain([one, *[quiet] * 99])
+    assert alone.p > 0.05 > certain([one])[0].p
+    assert all(found.p < 0.05 for found in certain([one] * 100)), "all of them are no chance"
+    assert certain([]) == []
 
 
 def test_the_drift_between_runs_is_that_of_most_cells() -> None:
@@ -611,6 +673,11 @@ def test_it_tells_how_well_times_are_known() -> None:
         ("a", ("--threshold", "0"), "threshold '0' is not a change above 0 and below 100 %"),
         ("a", ("--threshold=-2%",), "threshold '-2%' is not"),
         ("a", ("--format", "jsn"), "format 'jsn' is not known; did you mean 'json'?"),
+        (
+            "a",
+            ("--backend", "eager", "--backend", "sdpa"),
+            "two backends of one run, and was given 2 of 2; write: attnbench",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -631,6 +698,38 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert told.out == ""
     assert told.err.count("\n") == 1
     assert complaint in told.err
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (
+            ("eager",),
+            "compares two backends of one run, and was given 1 of 1; write: attnbench compare RUN --backend OLD",
+        ),
+        (("eager", "sdap"), "'sdap' is not known; did you mean 'sdpa'? there are: eager, sdpa, flex"),
+        (("eager", "eager"), "backend eager is the same as itself; name two of eager, sdpa, flex"),
+        (("eager", "flex"), "eager and flex have no case in common"),
+        (("eager", "sdpa", "--history"), "and was given 2 of 1 with --history; write"),
+    ],
+)
+def test_backends_that_cannot_be_compared_are_refused_in_a_line(
+    tmp_path: Path, names: tuple[str, ...], complaint: str
+) -> None:
+    run = stored(tmp_path / "a", cell(), cell(backend="sdpa"), cell(backend="flex", case=small(seq_len=99)))
+    more = [word for name in names for word in ((name,) if name.startswith("--") else ("--backend", name))]
+    done = run_command(run, *more)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert complaint in done.stderr
+
+
+def test_two_backends_of_a_run_end_to_end(tmp_path: Path) -> None:
+    run = stored(tmp_path / "a", *in_turns(0, 1.2).records)
+    done = run_command(run, "--backend", "old", "--backend", "new")
+    assert (done.returncode, done.stderr) == (1, "\n4 regressions: 4 slower, 8 same.\n")
+    assert done.stdout.startswith("# Two backends compared\n\n**4 regressions: 4 slower, 8 same.**\n\nA is old in ")
+    assert "old → new" in done.stdout
+    assert run_command(run, "--backend", "new", "--backend", "old").returncode == 0
 
 
 def test_a_finding_counts_twofold_up_and_down_alike() -> None:

@@ -210,4 +210,7 @@ def test_the_command_end_to_end(tmp_path: Path) -> None:
     assert (done.returncode, json.loads(done.stdout)["regressions"]) == (0, [])
     done = asked(*places)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "attnbench: compare takes two runs, A and B, and was given 3; for more, add --history\n"
+    assert done.stderr == (
+        "attnbench: compare takes two runs, A and B, and was given 3; for more, add --history, and for two backends of one "
+        "run --backend OLD --backend NEW\n"
+    )

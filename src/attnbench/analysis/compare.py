@@ -6,27 +6,27 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from attnbench.analysis.differences import notices
 from attnbench.analysis.verdict import (
     REGRESSIONS,
-    USUAL_DRIFT,
     VERDICTS,
     Change,
     Verdict,
     change,
+    change_in_rounds,
+    drift,
     judge_error,
     judge_memory,
     judge_time,
-    kind,
     mean_interval,
     with_certainty,
 )
-from attnbench.errors import RequestError
+from attnbench.errors import RequestError, unknown
 from attnbench.record import PASSES as TIMES
-from attnbench.record import Record
+from attnbench.record import Record, cell_id
 from attnbench.store import Run
 
 PASSES = ("forward", "backward")
@@ -103,7 +103,8 @@ class Comparison:
 
     `drift` is how far times move from one run to the other by themselves, relatively; `wander` how far the machine's own
     speed moved during each, where that is known. `failed_alike` counts outcomes
-    other than `ok` and `unsupported` that are the same in both. Cells of one run alone are named by backend.
+    other than `ok` and `unsupported` that are the same in both. Cells of one run alone are named by backend. `in_rounds` tells
+    that these are two backends of one run, whose rounds went in turns.
     """
 
     before: str
@@ -117,6 +118,7 @@ class Comparison:
     only_before: Mapping[str, Sequence[str]]
     only_after: Mapping[str, Sequence[str]]
     agreement: Agreement
+    in_rounds: bool = False
 
     @property
     def regressions(self) -> list[Finding]:
@@ -162,6 +164,7 @@ class Comparison:
             "after": self.after,
             "threshold": self.threshold,
             "drift": self.drift,
+            "in_rounds": self.in_rounds,
             "wander": self.wander,
             "exit_code": self.exit_code,
             "notices": list(self.notices),
@@ -183,21 +186,55 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
     Raises:
         RequestError: they have no cell in common, or scipy is not installed.
     """
-    both = pairs(a, b)
-    if not both:
+    if not pairs(a, b):
         raise RequestError(
             f"{a.directory} and {b.directory} have no cell in common; compare runs of the same cases and backends"
         )
+    return _compared(a, b, threshold, in_rounds=False)
+
+
+def compare_backends(run: Run, before: str, after: str, threshold: float) -> Comparison:
+    """What changes where the backend `after` takes the place of `before`, in one run: as `compare`, round by round.
+
+    A machine may drift from run to run by more than there is to see; its rounds go in turns.
+
+    Raises:
+        RequestError: the run has none of one of them, or they are the same, or scipy is not installed.
+    """
+    there = list(dict.fromkeys(record.backend for record in run.records))
+    for name in (before, after):
+        if name not in there:
+            raise unknown(f"backend in {run.directory}", name, there)
+    if before == after:
+        raise RequestError(f"backend {before} is the same as itself; name two of {', '.join(there)}")
+    label = f"{before} → {after}"
+    a, b = (_alias(run, name, label) for name in (before, after))
+    if not pairs(a, b):
+        raise RequestError(f"{before} and {after} have no case in common in {run.directory}")
+    named = {"before": f"{before} in {run.directory}", "after": f"{after} there"}
+    return replace(_compared(a, b, threshold, in_rounds=True), **named, notices=list(dict.fromkeys(notices(run, run))))
+
+
+def _alias(run: Run, backend: str, label: str) -> Run:
+    """The cells of one backend, by another name."""
+    own = (record for record in run.records if record.backend == backend)
+    return replace(run, records=[one.but(backend=label, cell_id=cell_id(one.case, label)) for one in own])
+
+
+def _compared(a: Run, b: Run, threshold: float, *, in_rounds: bool) -> Comparison:
+    both = pairs(a, b)
     device = both[0][0].device
-    found = [found for pair in both if _both_ok(*pair) for name in PASSES if (found := change(*pair, name))]
-    changes = {(one.cell_id, one.what): one for one in with_certainty(found, device)}
+    changed = change_in_rounds if in_rounds else change
+    found = [found for pair in both if _both_ok(*pair) for name in PASSES if (found := changed(*pair, name))]
+    between = 0.0 if in_rounds else drift([one.log_ratio for one in found], device)
+    changes = {(one.cell_id, one.what): one for one in with_certainty(found, between)}
     shared = {before.cell_id for before, _ in both}
     alike = [before.outcome for before, after in both if before.outcome == after.outcome]
     return Comparison(
         str(a.directory),
         str(b.directory),
         threshold,
-        next((one.drift for one in changes.values()), USUAL_DRIFT[kind(device)]),
+        between,
         (a.header.wander, b.header.wander),
         list(notices(a, b)),
         [finding for pair in both for finding in _findings(*pair, changes, threshold)],
@@ -205,6 +242,7 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
         _alone(a, shared),
         _alone(b, shared),
         agreement(a, b),
+        in_rounds,
     )
 
 
@@ -291,7 +329,7 @@ def _time(a: Record, b: Record, name: str, judged: Change | None, threshold: flo
         notes.append(f"{one.resolution * min(before, after):.3g} ms cannot be told apart")
     return Finding(
         *(a.cell_id, a.backend, name, before, after, judge_time(judged, threshold) if judged else None),
-        ratio=after / before,
+        ratio=math.exp(one.log_ratio),
         uncertainty=one.uncertainty,
         resolution=one.resolution,
         clock=one.clock,

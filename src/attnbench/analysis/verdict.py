@@ -112,6 +112,23 @@ def change(a: Record, b: Record, name: str) -> Change | None:
     )
 
 
+def change_in_rounds(a: Record, b: Record, name: str) -> Change | None:
+    """The change of a pass from one record to another of the same run, whose rounds went in turns.
+
+    What the machine did in a round it did to both: the units are the differences of the rounds. Where there are no rounds to
+    pair, it is as between two runs.
+    """
+    made = change(a, b, name)
+    differences = [log_b - log_a for log_a, log_b in zip(_log_medians(a, name), _log_medians(b, name), strict=False)]
+    if made is None or len(differences) < 2:
+        return made
+    between = statistics.variance(differences) / len(differences)
+    paired = max(between, _within_rounds(a, name) + _within_rounds(b, name)), len(differences) - 1.0
+    return replace(
+        made, log_ratio=statistics.fmean(differences), variances=(paired, (0.0, math.inf)), samples_ms=((), ())
+    )
+
+
 def variance(record: Record, name: str) -> tuple[float, float]:
     """The variance of the logarithm of a pass's median, and its degrees of freedom.
 
@@ -119,14 +136,32 @@ def variance(record: Record, name: str) -> tuple[float, float]:
     are the units, and the variance of R of them is that of their medians over R, with R − 1 degrees of freedom; but never
     less than the samples alone would leave. Without rounds it is what `noise_of` tells.
     """
-    samples = getattr(record, f"{name}_samples_ms")
-    rounds = [taken for taken in by_round(record.windows, samples, name) if taken]
-    if len(rounds) < 2:
+    medians, samples = _log_medians(record, name), getattr(record, f"{name}_samples_ms")
+    if len(medians) < 2:
         return noise_of(record, name) ** 2, max(1.0, len(samples) - 1.0) if len(samples) > 1 else math.inf
-    medians = [math.log(statistics.median(taken)) for taken in rounds]
     between = statistics.variance(medians) / len(medians)
-    within = max(relative_error(samples), LONE_NOISE[kind(record.device)] / len(samples)) ** 2
-    return max(between, within), len(medians) - 1.0
+    return max(between, _least_variance(samples, record.device)), len(medians) - 1.0
+
+
+def _rounds(record: Record, name: str) -> list[list[float]]:
+    return [taken for taken in by_round(record.windows, getattr(record, f"{name}_samples_ms"), name) if taken]
+
+
+def _log_medians(record: Record, name: str) -> list[float]:
+    """The logarithms of the medians of a pass's rounds."""
+    return [math.log(statistics.median(taken)) for taken in _rounds(record, name)]
+
+
+def _least_variance(samples: Sequence[float], device: str) -> float:
+    """The variance of a median of samples that have nothing in common."""
+    return max(relative_error(samples), LONE_NOISE[kind(device)] / len(samples)) ** 2
+
+
+def _within_rounds(record: Record, name: str) -> float:
+    """The same of a pass's samples, each relative to its round's median."""
+    rounds = _rounds(record, name)
+    relative = [sample / statistics.median(taken) for taken in rounds for sample in taken]
+    return _least_variance(relative, record.device)
 
 
 def noise_of(record: Record, name: str) -> float:
@@ -158,9 +193,8 @@ def drift(log_ratios: Sequence[float], device: str) -> float:
     return min(MOST_DRIFT[kind(device)], math.sqrt(3) * half / (2 * statistics.NormalDist().inv_cdf(0.75)))
 
 
-def with_certainty(changes: Sequence[Change], device: str) -> list[Change]:
-    """The changes from one run to another with the drift between the two, and with `p`, adjusted for so many cells."""
-    between = drift([one.log_ratio for one in changes], device)
+def with_certainty(changes: Sequence[Change], between: float) -> list[Change]:
+    """The changes with the drift between what they are from and to, and with `p`, adjusted for so many cells."""
     drifting = [replace(one, drift=between) for one in changes]
     return [replace(one, p=p) for one, p in zip(drifting, adjusted(chances(drifting)), strict=True)]
 

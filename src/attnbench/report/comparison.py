@@ -35,7 +35,8 @@ def check_format(format: str) -> None:  # noqa: A002
 def document(comparison: Comparison) -> str:
     """What differs between the runs themselves, the outcome, regressions; then, folded, the evidence."""
     findings = comparison.findings
-    parts = ["# Two runs compared", *warnings(comparison.notices), f"**{headline(comparison)}**"]
+    title = "# Two backends compared" if comparison.in_rounds else "# Two runs compared"
+    parts = [title, *warnings(comparison.notices), f"**{headline(comparison)}**"]
     parts.append(f"A is {comparison.before}, B is {comparison.after}; ratios are B / A, above 1 is worse.")
     parts += _summary(comparison)
     if regressions := comparison.regressions:
@@ -79,7 +80,8 @@ def _summary(comparison: Comparison) -> list[str]:
         finding.uncertainty for finding in comparison.findings if finding.what in PASSES and finding.uncertainty
     ]:
         lines.append(
-            f"Half of these times are known to ± {percent(LIKELY * statistics.median(known))}, drift included."
+            f"Half of these times are known to ± {percent(LIKELY * statistics.median(known))}"
+            + ("." if comparison.in_rounds else ", drift included.")
         )
     if worst := comparison.worst:
         lines.append(f"The worst time: {_name(worst)}, {_change(worst)} ({worst.verdict}).")
@@ -99,11 +101,7 @@ def _rules(comparison: Comparison) -> list[str]:
             f"cells, is {FALSE_DISCOVERIES:g} at the most. Same: within {percent(threshold)}, noise included. Unclear: "
             "neither; noise, or a clock that differed, may hide as much."
         ),
-        (
-            f"Between these two runs times are taken to drift by {percent(comparison.drift)} by themselves; ± is the "
-            "standard error with that drift."
-        ),
-        *_wander(comparison),
+        *_units(comparison),
         f"More and less memory: a peak that moved by more than {percent(of_memory)} and {memory}.",
         _agreement(comparison.agreement),
     ]
@@ -115,11 +113,19 @@ def _rules(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _wander(comparison: Comparison) -> list[str]:
+def _units(comparison: Comparison) -> list[str]:
+    """What a time was held against, and how steady the machine was meanwhile."""
+    if comparison.in_rounds:
+        told = "The two were measured in turns: a round of one is held against the same round of the other. B / A is the mean "
+        return [told + "over rounds, and ± its standard error."]
+    drift = (
+        f"Between these two runs times are taken to drift by {percent(comparison.drift)} by themselves; ± is the "
+        "standard error with that drift."
+    )
     a, b = comparison.wander
     if a is None or b is None:
-        return []
-    return [f"The machine's own speed stayed within ± {percent(a)} during A, ± {percent(b)} during B."]
+        return [drift]
+    return [drift, f"The machine's own speed stayed within ± {percent(a)} during A, ± {percent(b)} during B."]
 
 
 def _agreement(found: Agreement) -> str:
