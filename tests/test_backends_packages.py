@@ -298,3 +298,11 @@ def test_cudnn_that_finds_two_runtime_libraries_says_where_to_keep_one(monkeypat
     assert why
     assert why.startswith("Multiple libcudart libraries found")
     assert why.endswith("in a folder like nvidia/cuda_runtime_12/lib (docs/backends.md)")
+
+
+@pytest.mark.parametrize(
+    ("worker", "kept"),
+    [("", False), ("package flash_attn", False), ("package jax", True), ("mine.py:attention", True)],
+)
+def test_what_may_keep_memory_is_known(worker: str, kept: bool) -> None:
+    assert backends.keeps_memory(worker) is kept

@@ -207,6 +207,14 @@ def test_rounds_that_disagree_are_noise_however_many_samples_each_has() -> None:
     assert noise([[1.0]]) is None
 
 
+@pytest.mark.parametrize(("rounds", "ranks"), [(2, (0, 1)), (3, (0, 2)), (10, (2, 7)), (100, (44, 55))])
+def test_more_rounds_tell_more_of_where_the_median_lies(rounds: int, ranks: tuple[int, int]) -> None:
+    low, high = ranks
+    medians = [100.0 + 10 * rank for rank in range(rounds)]
+    middle = 100.0 + 10 * (rounds - 1) / 2
+    assert noise([[ms] * 1000 for ms in reversed(medians)]) == pytest.approx(10 * (high - low) / 2 / middle, rel=0.02)
+
+
 def test_wander_is_the_range_that_most_pulses_lie_in() -> None:
     assert wander([2.0] * 9) is None
     assert wander([2.0] * 10) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,14 +27,17 @@ def settled(samples: Sequence[float]) -> bool:
 def noise(rounds: Sequence[Sequence[float]]) -> float | None:
     """Relative uncertainty of the median over all samples of some rounds; None for a lone sample.
 
-    The larger of its standard error and half the range of the rounds' own medians: drift between rounds does not shrink
-    with the number of samples in each.
+    The larger of its standard error and half the distance between those of the rounds' own medians whose ranks lie √R/2, the
+    standard deviation of a median's rank, below and above the middle, rounded outward: of three that is the range. Drift
+    between rounds does not shrink with the number of samples in each, but what is known of it grows with that of rounds.
     """
     samples = [sample for taken in rounds for sample in taken]
     if len(samples) < 2:
         return None
-    medians = [statistics.median(taken) for taken in rounds if taken]
-    return max(relative_error(samples), (max(medians) - min(medians)) / 2 / statistics.median(samples))
+    medians = sorted(statistics.median(taken) for taken in rounds if taken)
+    middle, reach = (len(medians) - 1) / 2, math.sqrt(len(medians)) / 2
+    low, high = max(0, math.floor(middle - reach)), min(len(medians) - 1, math.ceil(middle + reach))
+    return max(relative_error(samples), (medians[high] - medians[low]) / 2 / statistics.median(samples))
 
 
 def wander(pulses: Sequence[float]) -> float | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILTIN", "Ask", "Attention", "Backend", "Entry", "Support", "backend", "by_default", "check_name", "every",
-    "load", "plugins", "refused_plugins", "source_of", "worker_of",
+    "keeps_memory", "load", "plugins", "refused_plugins", "source_of", "worker_of",
 ]  # fmt: skip
 
 Attention = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
@@ -156,6 +156,12 @@ def worker_of(name: str) -> str:
         return name
     package = BUILTIN[name].package
     return f"package {package}" if package and not PACKAGES[package].absent() else ""
+
+
+def keeps_memory(worker: str) -> bool:
+    """Whether a process, as `worker_of` names it, may hold memory of a GPU that it has no use for; of unknown code it may."""
+    package = PACKAGES.get(worker.removeprefix("package "))
+    return package.keeps_memory if package else bool(worker)
 
 
 def load(name: str, source: str | None = None) -> Backend:

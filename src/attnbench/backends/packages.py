@@ -23,7 +23,8 @@ class Package:
 
     `brings` is what the module must have: some packages leave it out where their compiled part cannot be loaded.
     `takes_for_whole` is a module whose parent alone it looks for, and then fails on importing the module itself. `library`
-    is a shared library that it is linked with and does not bring.
+    is a shared library that it is linked with and does not bring. One that `keeps_memory` gives back none of a GPU's that it
+    has taken while its process lives; those that work on PyTorch's tensors have PyTorch's memory, and that is given back.
     """
 
     module: str
@@ -33,6 +34,7 @@ class Package:
     brings: str = ""
     takes_for_whole: str = ""
     library: str = ""
+    keeps_memory: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ PACKAGES: dict[str, Package] = {
         "transformer_engine.pytorch", ("transformer-engine",), "pip install 'transformer_engine[pytorch]'"
     ),
     "flashinfer": Package("flashinfer", ("flashinfer-python",), "pip install flashinfer-python", "0.2"),
-    "jax": Package("jax", ("jax",), "pip install 'attnbench[jax]', for CUDA 'jax[cuda13]' besides", "0.7"),
+    "jax": Package("jax", ("jax",), "pip install 'attnbench[jax]', for CUDA 'jax[cuda13]' besides", "0.7", keeps_memory=True),
 }  # fmt: skip
 """Every package that a backend needs besides PyTorch, by the name of the process that it is used in."""
 

@@ -127,11 +127,12 @@ class LocalExecutor:
             self._end(key)
 
     def end_others(self, backend: str) -> bool:
-        """Ends the workers that do not serve `backend`, with all they hold of a GPU; False where there was none.
+        """Ends the workers that do not serve `backend` and may hold what it needs of a GPU; False where there was none.
 
-        Some frameworks never give back what they have once taken. The next request to one of them starts another.
+        The next request to one of them starts another.
         """
-        others = [key for key in self._processes if key != backends.worker_of(backend)]
+        own = backends.worker_of(backend)
+        others = [key for key in self._processes if key != own and backends.keeps_memory(key)]
         for key in others:
             self._end(key)
         return bool(others)

@@ -136,14 +136,26 @@ def attnbench_magnitudes(
 
 @triton.jit
 def _store_halves(
-    tile, parts, to_low, exponent, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr
-):
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    start = parts + tl.program_id(1).to(tl.int64) * N * D
-    high, low = halves(scaled(tile, exponent))
+    x, parts, of_tiles, to_low, stride_b, stride_h, stride_n, stride_d, H, G, N, tiles, WHICH: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
+    FOUND: tl.constexpr,
+):  # fmt: skip
+    """This program's rows of x in parts, scaled by the largest magnitude of the heads that share a key head; returns that."""
+    tile, head, shared = tl.program_id(0), tl.program_id(1), H // G
+    kv_head = head // H * G + head % H // shared
+    if FOUND:
+        magnitude = _largest_of_tiles(of_tiles, kv_head, WHICH, tiles, AT_ONCE)
+    else:
+        magnitude = _largest_of_heads(
+            x, kv_head * shared, shared, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D
+        )
+    own = _rows_of(x, tile, head, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D)
+    high, low = halves(scaled(own, exponent_for(magnitude)))
+    rows, start = tile * BLOCK + tl.arange(0, BLOCK), parts + head.to(tl.int64) * N * D
     store_rows(start, rows, D, N, high, BLOCK_D, D)
     if PARTS == 2:
         store_rows(start + to_low, rows, D, N, low, BLOCK_D, D)
+    return magnitude
 
 
 @triton.jit(do_not_specialize=["H", "G", "tiles"], do_not_specialize_on_alignment=["of_tiles", "magnitudes"])
@@ -160,26 +172,17 @@ def attnbench_halves(
     A head is scaled by the largest magnitude of all query heads that share its key head. FOUND, that is the largest of
     `of_tiles` (B, G, tiles, 2); else each program looks for it. Grid: (tiles of rows, B·H, 2), the last for x and y.
     """
-    tile, head, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    shared = H // G
-    kv_head = head // H * G + head % H // shared
+    which = tl.program_id(2)
     if which == 0:
-        if FOUND:
-            magnitude = _largest_of_tiles(of_tiles, kv_head, 0, tiles, AT_ONCE)
-        else:
-            magnitude = _largest_of_heads(
-                x, kv_head * shared, shared, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D
-            )
-        rows = _rows_of(x, tile, head, stride_xb, stride_xh, stride_xn, stride_xd, H, N, D, BLOCK, BLOCK_D)
-        _store_halves(rows, x_parts, to_low, exponent_for(magnitude), N, D, BLOCK, BLOCK_D, PARTS)
+        magnitude = _store_halves(
+            x, x_parts, of_tiles, to_low, stride_xb, stride_xh, stride_xn, stride_xd, H, G, N, tiles, 0,
+            D, BLOCK, BLOCK_D, PARTS, AT_ONCE, FOUND,
+        )  # fmt: skip
     else:
-        if FOUND:
-            magnitude = _largest_of_tiles(of_tiles, kv_head, 1, tiles, AT_ONCE)
-        else:
-            magnitude = _largest_of_heads(
-                y, kv_head * shared, shared, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D
-            )
-        rows = _rows_of(y, tile, head, stride_yb, stride_yh, stride_yn, stride_yd, H, N, D, BLOCK, BLOCK_D)
-        _store_halves(rows, y_parts, to_low, exponent_for(magnitude), N, D, BLOCK, BLOCK_D, PARTS)
-    if tile == 0:  # the query heads that share a key head store the same
-        tl.store(magnitudes + 2 * kv_head + which, magnitude)
+        magnitude = _store_halves(
+            y, y_parts, of_tiles, to_low, stride_yb, stride_yh, stride_yn, stride_yd, H, G, N, tiles, 1,
+            D, BLOCK, BLOCK_D, PARTS, AT_ONCE, FOUND,
+        )  # fmt: skip
+    if tl.program_id(0) == 0:  # the query heads that share a key head store the same
+        head = tl.program_id(1)
+        tl.store(magnitudes + 2 * (head // H * G + head % H // (H // G)) + which, magnitude)
