@@ -171,7 +171,7 @@ def _table_of(device: torch.device) -> Table:
 
 
 def tile(kernel: str, head_dim: int, precision: str, device: torch.device) -> Tile:
-    """The tile for a kernel, `forward`, `dq` or `dkdv`."""
+    """The tile for a kernel, by its name in the table."""
     if device.type == "cpu":
         return INTERPRETED
     width = next(index for index, width in enumerate(WIDTHS) if head_dim <= width)
