@@ -21,7 +21,7 @@ from attnbench.kernels.portable.arithmetic import (
     whole,
 )
 from attnbench.kernels.portable.forward import keys_seen, sees
-from attnbench.kernels.portable.operands import load_operand, load_rows, of_head, store_rows
+from attnbench.kernels.portable.operands import key_head, load_operand, load_rows, of_head, store_rows
 
 
 @triton.jit
@@ -77,8 +77,8 @@ def attnbench_dq(
     stride_ob, stride_oh, stride_on,
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ALONE: tl.constexpr,
-    TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUPED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
@@ -94,7 +94,7 @@ def attnbench_dq(
     elif CAUSAL:
         tile = tl.num_programs(0) - 1 - tile
     head = b * H + h
-    g = h // (H // G)
+    g = key_head(h, H, G, GROUPED)
     kv_head = b * G + g
     offset = M - N
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -126,22 +126,29 @@ def attnbench_dq(
     FIRST: tl.constexpr = 1 if TOGETHER else 0  # as in the forward
     begin, end = 0, seen if TOGETHER else by_all
     for MASKED in tl.static_range(FIRST, 2):
-        for start in range(begin, end, BLOCK_N):
-            keys = start + tl.arange(0, BLOCK_N)
-            k_parts, k_own = load_operand(k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
-            factor, dp_factor, delta, ds_own = score_scale, dp_scale, row_delta, 0
-            if ALONE:
-                factor = scaled(score_scale, -k_own)
-            p = tl.exp2(row_products(q_parts, k_parts, PRECISION) * factor - row_logsumexp[:, None])
-            if MASKED:
-                p = tl.where(sees(queries[:, None], keys[None, :], M, offset, CAUSAL), p, 0.0)
-            v_parts, v_own = load_operand(v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
-            if ALONE:
-                dp_factor, delta_own, ds_own = _scales_of_ds(do_exponent, v_own, 0, PARTS, LOG2_D)
-                delta = scaled(row_delta, delta_own)
-            ds = p * (row_products(do_parts, v_parts, PRECISION) * dp_factor - delta[:, None])
-            ds_parts = narrowed(ds, k_parts[0].dtype, PARTS)
-            sums = add_scaled_product(sums, ds_parts, k_parts, -ds_own - k_own, PRECISION, PARTS, ALONE)
+        if begin < end:
+            for start in range(begin, end, BLOCK_N):
+                keys = start + tl.arange(0, BLOCK_N)
+                k_parts, k_own = load_operand(
+                    k, k_to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS, ALONE
+                )
+                factor, dp_factor, delta, ds_own = score_scale, dp_scale, row_delta, 0
+                if ALONE:
+                    factor = scaled(score_scale, -k_own)
+                v_parts, v_own = load_operand(
+                    v, k_to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS, ALONE
+                )
+                scores = row_products(q_parts, k_parts, PRECISION)
+                dp = row_products(do_parts, v_parts, PRECISION)  # while it is multiplied, the exponentials of the other
+                p = tl.exp2(scores * factor - row_logsumexp[:, None])
+                if MASKED:
+                    p = tl.where(sees(queries[:, None], keys[None, :], M, offset, CAUSAL), p, 0.0)
+                if ALONE:
+                    dp_factor, delta_own, ds_own = _scales_of_ds(do_exponent, v_own, 0, PARTS, LOG2_D)
+                    delta = scaled(row_delta, delta_own)
+                ds = p * (dp * dp_factor - delta[:, None])
+                ds_parts = narrowed(ds, k_parts[0].dtype, PARTS)
+                sums = add_scaled_product(sums, ds_parts, k_parts, -ds_own - k_own, PRECISION, PARTS, ALONE)
         begin, end = by_all, seen
     if GIVEN > 0:
         sums = scaled(sums, -ds_exponent - k_exponent)
@@ -161,19 +168,21 @@ def attnbench_dkdv(
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    PACKED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
+    PACKED: tl.constexpr, GROUPED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dk if DK and dv if DV (B, G, M, D), summed over the query heads that share a key head.
 
-    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. TOGETHER with
-    the others, in `attnbench_backward`, there is no `of_rows`, and what it would tell is made of `out` and `logsumexp`. ALONE
-    and AHEAD are as in `attnbench_dq`. Grid: (tiles of keys, G, B).
+    Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. GROUPED: several
+    query heads share a key head. TOGETHER with the others, in `attnbench_backward`, there is no `of_rows`, and what it would
+    tell is made of `out` and `logsumexp`. ALONE and AHEAD are as in `attnbench_dq`. Grid: (tiles of keys, G, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
     tile, g, b = tl.program_id(0) - AHEAD * tl.cdiv(M, BLOCK_N), tl.program_id(1), tl.program_id(2)
     kv_head = b * G + g
     shared = H // G
-    if PACKED:  # numbers that the compiler knows save it registers
+    if not GROUPED:  # what the compiler knows saves it registers
+        shared = 1
+    if PACKED:
         stride_qn, stride_gn = D, D
     offset = M - N
     keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -195,6 +204,8 @@ def attnbench_dkdv(
         first = tl.minimum(N, tl.maximum(0, tile * BLOCK_N - offset)) // BLOCK_M * BLOCK_M
         unmasked = tl.cdiv(tl.maximum(0, tl.minimum(tile * BLOCK_N + BLOCK_N, M) - 1 - offset), BLOCK_M) * BLOCK_M
         unmasked = tl.maximum(first, tl.minimum(unmasked, tl.cdiv(N, BLOCK_M) * BLOCK_M))
+    # The last query sees every key. A loop that might be empty would keep the products in it from overlapping.
+    tl.assume(first < N)
     for i in range(shared):
         h = g * shared + i
         head = b * H + h
@@ -215,25 +226,28 @@ def attnbench_dkdv(
                 row_logsumexp = _logsumexp(logsumexp, head, queries, N) - _top(PARTS)
             else:
                 row_logsumexp, row_delta = tl.split(tl.load(pairs + 2 * queries[:, None] + tl.arange(0, 2)[None, :]))
-            p = tl.exp2(row_products(k_parts, q_parts, PRECISION) * factor - row_logsumexp[None, :])
-            if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
-                if start < unmasked:
-                    p = tl.where(queries[None, :] >= (keys - offset)[:, None], p, 0.0)
             do_parts, do_own = load_operand(
                 head_do, q_to_low, queries, stride_gn, stride_gd, N, BLOCK_D, D, True, PARTS, ALONE
             )
-            if DV:
-                p_parts = narrowed(p, q_parts[0].dtype, PARTS)
-                dv_sums = add_scaled_product(dv_sums, p_parts, do_parts, -do_own, PRECISION, PARTS, ALONE)
+            scores = row_products(k_parts, q_parts, PRECISION)
+            if DK:
+                dp = row_products(v_parts, do_parts, PRECISION)
+            p = tl.exp2(scores * factor - row_logsumexp[None, :])
+            if CAUSAL:  # noqa: SIM102  which the compiler decides, and the loop the next
+                if start < unmasked:
+                    p = tl.where(queries[None, :] >= (keys - offset)[:, None], p, 0.0)
             if DK:
                 if ALONE:
                     dp_factor, delta_own, ds_own = _scales_of_ds(do_own, v_exponent, TOP, PARTS, LOG2_D)
                 if TOGETHER:
                     row_delta = _delta(do_parts, head_out, queries, stride_on, N, PARTS, BLOCK_D, D)
                     row_delta = scaled(row_delta, delta_own)
-                ds = p * (row_products(v_parts, do_parts, PRECISION) * dp_factor - row_delta[None, :])
+                ds = p * (dp * dp_factor - row_delta[None, :])
                 ds_parts = narrowed(ds, q_parts[0].dtype, PARTS)
                 dk_sums = add_scaled_product(dk_sums, ds_parts, q_parts, -ds_own - q_own, PRECISION, PARTS, ALONE)
+            if DV:
+                p_parts = narrowed(p, q_parts[0].dtype, PARTS)
+                dv_sums = add_scaled_product(dv_sums, p_parts, do_parts, -do_own, PRECISION, PARTS, ALONE)
     if PARTS > 0:
         dk_sums = scaled(dk_sums, -ds_exponent - q_exponent)
         dv_sums = scaled(dv_sums, -do_exponent - TOP)
@@ -256,7 +270,7 @@ def attnbench_backward(
     H, G, N, M,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PACKED: tl.constexpr, ALONE: tl.constexpr, APART: tl.constexpr,
+    PACKED: tl.constexpr, GROUPED: tl.constexpr, ALONE: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dv of short sequences by one launch, which ALONE splits what it multiplies itself.
 
@@ -275,7 +289,7 @@ def attnbench_backward(
             stride_gb, stride_gh, stride_gn, stride_gd,
             stride_ob, stride_oh, stride_on,
             H, G, N, M, N,
-            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, ALONE, True, AHEAD,
+            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUPED, ALONE, True, AHEAD,
         )  # fmt: skip
     elif tl.program_id(1) < G:
         for GROUP in tl.static_range(AHEAD):
@@ -291,5 +305,5 @@ def attnbench_backward(
                     stride_rb, stride_rh, stride_rm,
                     H, G, N, M, N,
                     PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_N, BLOCK_M, BLOCK_D,
-                    GROUP == AHEAD - 1, GROUP == 0, PACKED, ALONE, True, GROUP,
+                    GROUP == AHEAD - 1, GROUP == 0, PACKED, GROUPED, ALONE, True, GROUP,
                 )  # fmt: skip

@@ -20,7 +20,7 @@ from attnbench.kernels.portable.arithmetic import (
     scaled,
     split,
 )
-from attnbench.kernels.portable.operands import load_operand, load_rows, of_head, store_rows
+from attnbench.kernels.portable.operands import key_head, load_operand, load_rows, of_head, store_rows
 
 
 @triton.jit
@@ -51,18 +51,19 @@ def attnbench_forward(
     stride_ob, stride_oh, stride_on,
     H, G, N, M,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, ALONE: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUPED: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out (B, H, N, D) and logsumexp (B, H, N) of q (B, H, N, D), k and v (B, G, M, D), these two in parts unless ALONE.
 
-    `score_scale` is |scale|·log2(e); NEGATED says that the scale is negative; ALONE that no other kernel has split anything.
+    `score_scale` is |scale|·log2(e); NEGATED says that the scale is negative; ALONE that no other kernel has split anything;
+    GROUPED that several query heads share a key head.
     Grid: (tiles of queries, H, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
     tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if CAUSAL:
         tile = tl.num_programs(0) - 1 - tile  # the longest rows first
-    g = h // (H // G)
+    g = key_head(h, H, G, GROUPED)
     kv_head = b * G + g
     offset = M - N
     queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -85,30 +86,35 @@ def attnbench_forward(
     FIRST: tl.constexpr = 1 if ALONE else 0  # of the loops without masks and with: what is short has the second alone
     begin, end = 0, seen if ALONE else whole
     for MASKED in tl.static_range(FIRST, 2):
-        for start in range(begin, end, BLOCK_N):
-            keys = start + tl.arange(0, BLOCK_N)
-            k_parts, k_own = load_operand(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
-            scores = row_products(q_parts, k_parts, PRECISION)
-            factor = score_scale  # positive, or so small that it is zero
-            if ALONE:
-                factor = scaled(factor, -k_own)
-            if MASKED:
-                allowed = sees(queries[:, None], keys[None, :], M, offset, CAUSAL)
-                scores = tl.where(allowed, scores * factor, float("-inf"))
-                factor = 1.0
-            new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
-            base = new_peak
-            if MASKED:
-                base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a row that has seen no key yet
-            shrink = tl.exp2(peak - base)
-            if PARTS > 0:
-                base -= TOP  # weights fill the range of float16
-            p = tl.exp2(scores * factor - base[:, None])
-            weight = weight * shrink + tl.sum(p, 1)
-            v_parts, v_own = load_operand(v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS, ALONE)
-            weights = narrowed(p, v_parts[0].dtype, PARTS)
-            acc = add_scaled_product(acc * shrink[:, None], weights, v_parts, -v_own, PRECISION, PARTS, ALONE)
-            peak = new_peak
+        if begin < end:  # a loop that might be empty would keep products from overlapping
+            for start in range(begin, end, BLOCK_N):
+                keys = start + tl.arange(0, BLOCK_N)
+                k_parts, k_own = load_operand(
+                    k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, MASKED, PARTS, ALONE
+                )
+                scores = row_products(q_parts, k_parts, PRECISION)
+                factor = score_scale  # positive, or so small that it is zero
+                if ALONE:
+                    factor = scaled(factor, -k_own)
+                if MASKED:
+                    allowed = sees(queries[:, None], keys[None, :], M, offset, CAUSAL)
+                    scores = tl.where(allowed, scores * factor, float("-inf"))
+                    factor = 1.0
+                new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
+                base = new_peak
+                if MASKED:
+                    base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a row that has seen no key yet
+                shrink = tl.exp2(peak - base)
+                if PARTS > 0:
+                    base -= TOP  # weights fill the range of float16
+                p = tl.exp2(scores * factor - base[:, None])
+                weight = weight * shrink + tl.sum(p, 1)
+                v_parts, v_own = load_operand(
+                    v, to_low, keys, stride_vm, stride_vd, M, BLOCK_D, D, MASKED, PARTS, ALONE
+                )
+                weights = narrowed(p, v_parts[0].dtype, PARTS)
+                acc = add_scaled_product(acc * shrink[:, None], weights, v_parts, -v_own, PRECISION, PARTS, ALONE)
+                peak = new_peak
         begin, end = whole, seen
     blind = weight == 0.0
     weight = tl.where(blind, 1.0, weight)
@@ -116,6 +122,6 @@ def attnbench_forward(
     if PARTS > 0:
         acc = scaled(acc, -v_exponent)
         peak -= TOP
-    store_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, N, acc, BLOCK_D, D)
+    store_rows(of_head(out, b, h, stride_ob, stride_oh), queries, stride_on, last + 1, acc, BLOCK_D, D)
     rows = logsumexp + (b * H + h).to(tl.int64) * N + queries
-    tl.store(rows, tl.where(blind, float("inf"), peak + tl.log2(weight)), mask=queries < N)
+    tl.store(rows, tl.where(blind, float("inf"), peak + tl.log2(weight)), mask=queries <= last)

@@ -130,6 +130,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "AHEAD": 0,
         "APART": is_wide(precision, head_dim),
         "PACKED": True,
+        "GROUPED": False,
         "D": head_dim,
         "BLOCK_M": tile.queries,
         "BLOCK_N": tile.keys,
@@ -139,7 +140,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "FOUND": False,
         "LOG2_D": head_dim.bit_length() - 1,
     }
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.max_registers}
+    options = tile.options(causal)
     target = GPUTarget("cuda", capability, 32)
     which = passes(precision, head_dim) if kernel == "dkdv" else ({},)
     return [

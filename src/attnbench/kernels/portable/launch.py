@@ -202,7 +202,7 @@ def _forward(
     def rest() -> Rest:
         batch, heads, seq_len, head_dim = q.shape
         chosen = tile(kernel, head_dim, precision, q.device)
-        constants = _constants(head_dim, precision, causal, chosen)
+        constants = _constants(head_dim, precision, causal, chosen) | _grouped(q, k)
         return (
             (_tiles(seq_len, chosen.queries), heads, batch),
             (to_low, *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3], heads, k.shape[1], seq_len, k.shape[2]),
@@ -245,7 +245,7 @@ def _backward_at_once(
         return (
             (tiles, heads, batch),
             (*to_low, *strides, heads, kv_heads, seq_len, kv_len),
-            constants | {"ALONE": alone, "APART": apart},
+            constants | _grouped(q, k) | {"ALONE": alone, "APART": apart},
         )
 
     launch("backward", attnbench_backward, (*inputs, *results, *scales), rest)
@@ -262,7 +262,7 @@ def _backward_in_turn(
     larger = max(dq_tile.queries, dkdv_tile.queries)  # both are powers of two
     rows = _tiles(seq_len, larger) * larger
     of_rows = logsumexp.new_empty((batch, heads, rows, 2))
-    more = _log2_d(head_dim) | {"ALONE": alone, "TOGETHER": False, "AHEAD": 0}
+    more = _log2_d(head_dim) | _grouped(q, k) | {"ALONE": alone, "TOGETHER": False, "AHEAD": 0}
 
     def numbers(*stored: Tensor) -> tuple[int, ...]:
         strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride()
@@ -355,6 +355,11 @@ def _packed(*streamed: Tensor) -> dict[str, bool]:
     return {"PACKED": all(x.stride(2) == x.shape[3] for x in streamed)}
 
 
+def _grouped(q: Tensor, k: Tensor) -> dict[str, bool]:
+    """Whether several query heads share a key head."""
+    return {"GROUPED": q.shape[1] != k.shape[1]}
+
+
 def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dict[str, Any]:
     return {
         "PRECISION": precision,
@@ -364,7 +369,4 @@ def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dic
         "BLOCK_M": chosen.queries,
         "BLOCK_N": chosen.keys,
         "BLOCK_D": _block_d(head_dim),
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
-        "maxnreg": chosen.max_registers,
-    }
+    } | chosen.options(causal)

@@ -25,6 +25,15 @@ def of_head(start, b, h, stride_b, stride_h):
 
 
 @triton.jit
+def key_head(h, H, G, GROUPED: tl.constexpr):
+    """The key head of a query head. Known to be the same, its address takes no registers of each thread."""
+    if GROUPED:
+        return h // (H // G)
+    else:  # noqa: RET505  Triton wants a return in each branch
+        return h
+
+
+@triton.jit
 def load_rows(start, rows, stride_row, stride_d, count, BLOCK_D: tl.constexpr, D, MASKED: tl.constexpr):
     """A tile (rows, BLOCK_D) from `start`; zeros past the last column, and past the last of `count` rows if MASKED."""
     columns = tl.arange(0, BLOCK_D)

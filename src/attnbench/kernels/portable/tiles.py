@@ -13,7 +13,8 @@ class Tile:
     """Queries by keys, in `short_backward` rows of its own by rows it goes through; the warps of a program, and the stages of
     its loads.
 
-    `max_registers` is how many a thread may have, where the compiler would take more than lets another program run beside.
+    `max_registers` is how many a thread may have with no mask, where the compiler would take more than lets another program run
+    beside. Under a causal mask, where programs differ in length, there are as many as it takes.
     """
 
     queries: int
@@ -21,6 +22,14 @@ class Tile:
     warps: int
     stages: int
     max_registers: int | None = None
+
+    def options(self, causal: bool) -> dict[str, int | None]:
+        """Of the compiler."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": None if causal else self.max_registers,
+        }
 
 
 WIDTHS = (16, 32, 64, 128, 256)
@@ -35,10 +44,10 @@ Table = dict[tuple[str, str], tuple[Tile, ...]]
 
 HOPPER: Table = {
     ("forward", "native"): (
-        Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 1),
+        Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 1),
     ),
     ("forward", "fp16x1"): (
-        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(32, 32, 4, 1),
+        Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(32, 32, 4, 1),
     ),
     ("forward", "fp16x3"): (
         Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3), Tile(64, 64, 4, 3), Tile(16, 32, 4, 1),
@@ -59,13 +68,13 @@ HOPPER: Table = {
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1),
     ),
     ("dkdv", "native"): (
-        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 3), Tile(32, 32, 8, 2),
+        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 32, 4, 2),
     ),
     ("dkdv", "fp16x1"): (
-        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 2), Tile(32, 32, 8, 2),
+        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 32, 8, 2),
     ),
     ("dkdv", "fp16x3"): (
-        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 128, 8, 3), Tile(32, 128, 8, 2), Tile(16, 16, 4, 1),
+        Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 128, 8, 3), Tile(32, 128, 8, 3), Tile(16, 16, 4, 2),
     ),
     ("dkdv", "ieee"): (
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -80,20 +89,20 @@ HOPPER: Table = {
         Tile(32, 128, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2),
     ),
     ("short_backward", "native"): (
-        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3), Tile(32, 64, 8, 3), Tile(32, 32, 8, 1),
+        Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3), Tile(64, 64, 8, 3), Tile(32, 32, 8, 1),
     ),
     ("short_backward", "fp16x1"): (
-        Tile(64, 64, 4, 4), Tile(64, 64, 4, 1), Tile(64, 64, 8, 2), Tile(32, 32, 4, 3), Tile(16, 16, 8, 1),
+        Tile(64, 64, 4, 4), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3), Tile(32, 32, 4, 3), Tile(16, 16, 8, 1),
     ),
     ("short_backward", "fp16x3"): (
-        Tile(64, 64, 4, 3), Tile(32, 32, 8, 2), Tile(32, 32, 8, 3), Tile(128, 16, 8, 2), Tile(16, 32, 8, 1),
+        Tile(64, 64, 4, 3), Tile(16, 64, 4, 3), Tile(32, 64, 8, 4), Tile(64, 32, 4, 3), Tile(16, 32, 8, 1),
     ),
 }  # fmt: skip
 """By searches on an H200, none of which came to its end; else, of those that spill no register, the largest."""
 
 AMPERE: Table = {
     ("forward", "native"): (
-        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2),
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2),
     ),
     ("forward", "fp16x1"): (
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(16, 32, 4, 1),
@@ -144,7 +153,7 @@ AMPERE: Table = {
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(16, 16, 8, 1),
     ),
     ("short_backward", "fp16x3"): (
-        Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(64, 32, 8, 1), Tile(16, 16, 8, 1),
+        Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(16, 16, 8, 1),
     ),
 }  # fmt: skip
 """As Hopper's were, but for what spills there or needs more shared memory than the smallest of these GPUs has. Not timed."""

@@ -71,10 +71,7 @@ class Call:
     expected: tuple[Tensor, ...]
 
     def __call__(self, tile: Tile) -> None:
-        shape = {
-            "BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
-            "maxnreg": tile.max_registers,
-        }  # fmt: skip
+        shape = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys} | tile.options(causal=False)
         for kernel, arguments in self.launches:
             of_queries = triton.cdiv(arguments.get("ROWS", self.length), tile.queries)
             of_keys = triton.cdiv(self.length, tile.keys)
