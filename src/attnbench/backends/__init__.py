@@ -53,7 +53,7 @@ BUILTIN: dict[str, Entry] = {
     "sdpa-cudnn": Entry("sdpa"),
     "flex": Entry("flex"),
     "flex-causal-score": Entry("flex"),
-    "attnbench": Entry("own", when_named=True),
+    "attnbench": Entry("own"),
     "flash-attn-2": Entry("flash_attn", "flash_attn"),
     "flash-attn-2-deterministic": Entry("flash_attn", "flash_attn"),
     "flash-attn-3": Entry("flash_attn", "flash_attn_3"),
