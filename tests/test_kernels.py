@@ -34,10 +34,11 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=[launch.SHORT, 0], ids=["short", "long"])
+@pytest.fixture(params=[(launch.SHORT, launch.FEW), (0, launch.FEW), (0, 0)], ids=["short", "long", "longer"])
 def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small problems worked on as they are, by one launch a pass, and then as large ones are."""
-    monkeypatch.setattr(launch, "SHORT", request.param)
+    """Small problems worked on as they are, by one launch a pass, and then as large ones are, of a few rows and of many."""
+    for limit, value in zip(("SHORT", "FEW"), request.param, strict=True):
+        monkeypatch.setattr(launch, limit, value)
 
 
 ERROR = {"ieee": 2e-6, "tf32": 2e-3, "fp16x3": 2e-6, "fp16x1": 2e-3}

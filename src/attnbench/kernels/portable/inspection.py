@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
 from attnbench.kernels.portable.backward import attnbench_backward, attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
-from attnbench.kernels.portable.launch import AT_ONCE, ELEMENTS
+from attnbench.kernels.portable.launch import AT_ONCE, ELEMENTS, FEW, warps_for
 from attnbench.kernels.portable.operands import attnbench_halves, attnbench_magnitudes
 from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, is_wide, passes
 
@@ -37,8 +37,9 @@ KERNELS = {
     "short_backward": attnbench_backward,
 }
 
-SPLITTING = {"magnitudes": attnbench_magnitudes, "halves": attnbench_halves}
-"""What looks at operands beforehand, by as many rows of every width as make `ELEMENTS`: no tile is chosen for it."""
+SPLITTING = {"magnitudes": attnbench_magnitudes, "halves": attnbench_halves, "halves_of_heads": attnbench_halves}
+"""What looks at operands beforehand, by as many rows of every width as make these elements: no tile is chosen for it."""
+ELEMENTS_OF = {"magnitudes": ELEMENTS, "halves": ELEMENTS, "halves_of_heads": FEW}
 
 OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv", "x", "y"}
 FLOATS = {"score_scale", "scale"}
@@ -138,6 +139,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "BLOCK_D": head_dim,
         "AT_ONCE": AT_ONCE,
         "FOUND": False,
+        "WHOLE": kernel == "halves_of_heads",
         "LOG2_D": head_dim.bit_length() - 1,
     }
     options = tile.options(causal)
@@ -201,10 +203,10 @@ def main() -> None:
         for width, tile in zip(WIDTHS, tiles, strict=False)
     ]
     uses += [
-        (capability, kernel, "fp16x3", width, Tile(ELEMENTS // width, 0, 4, 3))  # as Triton has it by default
+        (capability, kernel, "fp16x3", width, Tile(elements // width, 0, warps_for(elements), 3))  # Triton's own stages
         for capability in TILES
         if asked.capability in (None, capability)
-        for kernel in SPLITTING
+        for kernel, elements in ELEMENTS_OF.items()
         for width in WIDTHS
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:

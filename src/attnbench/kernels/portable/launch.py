@@ -33,8 +33,11 @@ ELEMENTS, AT_ONCE = 8192, 256
 """Of an operand, in a program that looks at each once; magnitudes of tiles that it looks at at a time."""
 
 FEW = 32768
-"""Elements of the heads that share a scale, up to which every program that splits some of them looks at all to find it: a
-launch that finds it beforehand would take longer."""
+"""Elements of the heads that share a scale, up to which what splits them finds it as well: a launch that finds it beforehand
+would take longer. Where that is one head, one program splits it; else each of several looks at all."""
+
+ELEMENTS_A_WARP, WARPS = 2048, (4, 16)
+"""Of what splits a whole head at once; the least warps, and the most."""
 
 MUCH_BYTES, SHARES = 32 << 20, 4
 """Halves that take more are made for a share of the heads at a time, of four at most, which still fills a GPU: there are many
@@ -306,11 +309,12 @@ def _in_parts(
 
     def rest() -> Rest:
         tiles = 0 if found is None else found.shape[1] * found.shape[2] // kv_heads
-        of_rows = _by_rows(x)
+        whole = found is None and heads == kv_heads
+        of_rows = _by_head(x) if whole else _by_rows(x)
         return (
             (_tiles(rows, of_rows["BLOCK"]), batch * heads, 2),
             (to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles),
-            of_rows | {"PARTS": parts, "AT_ONCE": AT_ONCE, "FOUND": found is not None},
+            of_rows | {"PARTS": parts, "AT_ONCE": AT_ONCE, "FOUND": found is not None, "WHOLE": whole},
         )
 
     of_tiles = magnitudes if found is None else found
@@ -336,6 +340,18 @@ def _by_rows(x: Tensor) -> dict[str, int]:
     """The constants of kernels in which a program looks at some rows once."""
     head_dim = x.shape[3]
     return {"D": head_dim, "BLOCK": ELEMENTS // _block_d(head_dim), "BLOCK_D": _block_d(head_dim)}
+
+
+def _by_head(x: Tensor) -> dict[str, int]:
+    """The same of one in which a program looks at all rows of a head."""
+    rows, block_d = 1 << (x.shape[2] - 1).bit_length(), _block_d(x.shape[3])
+    return _by_rows(x) | {"BLOCK": rows, "num_warps": warps_for(rows * block_d)}
+
+
+def warps_for(elements: int) -> int:
+    """Of a program that splits so many at once."""
+    least, most = WARPS
+    return min(most, max(least, elements // ELEMENTS_A_WARP))
 
 
 def _tiles(rows: int, block: int) -> int:

@@ -103,12 +103,12 @@ def _largest_of_heads(
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The largest magnitude of `count` heads of x (B, H, N, D)."""
-    largest = 0
+    largest = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     for head in range(first, first + count):
         for tile in range(tl.cdiv(N, BLOCK)):
             rows = _rows_of(x, tile, head, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D)
-            largest = tl.maximum(largest, largest_magnitude(rows))
-    return largest
+            largest = tl.maximum(largest, tl.abs(rows))
+    return largest_magnitude(largest)
 
 
 @triton.jit
@@ -147,18 +147,20 @@ def attnbench_magnitudes(
 def _store_halves(
     x, parts, of_tiles, to_low, stride_b, stride_h, stride_n, stride_d, H, G, N, tiles, WHICH: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
-    FOUND: tl.constexpr,
+    FOUND: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """This program's rows of x in parts, scaled by the largest magnitude of the heads that share a key head; returns that."""
     tile, head, shared = tl.program_id(0), tl.program_id(1), H // G
     kv_head = head // H * G + head % H // shared
+    own = _rows_of(x, tile, head, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D)
     if FOUND:
         magnitude = _largest_of_tiles(of_tiles, kv_head, WHICH, tiles, AT_ONCE)
+    elif WHOLE:
+        magnitude = largest_magnitude(own)
     else:
         magnitude = _largest_of_heads(
             x, kv_head * shared, shared, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D
         )
-    own = _rows_of(x, tile, head, stride_b, stride_h, stride_n, stride_d, H, N, D, BLOCK, BLOCK_D)
     high, low = halves(scaled(own, exponent_for(magnitude)))
     rows, start = tile * BLOCK + tl.arange(0, BLOCK), parts + head.to(tl.int64) * N * D
     store_rows(start, rows, D, N, high, BLOCK_D, D)
@@ -174,23 +176,24 @@ def attnbench_halves(
     stride_yb, stride_yh, stride_yn, stride_yd,
     H, G, N, tiles,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
-    FOUND: tl.constexpr,
+    FOUND: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """x and y (B, H, N, D), scaled, as parts (PARTS, B, H, N, D) in float16, and their largest magnitudes (B, G, 2).
 
     A head is scaled by the largest magnitude of all query heads that share its key head. FOUND, that is the largest of
-    `of_tiles` (B, G, tiles, 2); else each program looks for it. Grid: (tiles of rows, B·H, 2), the last for x and y.
+    `of_tiles` (B, G, tiles, 2); else each program looks for it, WHOLE in its own rows, which are all there are. Grid: (tiles
+    of rows, B·H, 2), the last for x and y.
     """
     which = tl.program_id(2)
     if which == 0:
         magnitude = _store_halves(
             x, x_parts, of_tiles, to_low, stride_xb, stride_xh, stride_xn, stride_xd, H, G, N, tiles, 0,
-            D, BLOCK, BLOCK_D, PARTS, AT_ONCE, FOUND,
+            D, BLOCK, BLOCK_D, PARTS, AT_ONCE, FOUND, WHOLE,
         )  # fmt: skip
     else:
         magnitude = _store_halves(
             y, y_parts, of_tiles, to_low, stride_yb, stride_yh, stride_yn, stride_yd, H, G, N, tiles, 1,
-            D, BLOCK, BLOCK_D, PARTS, AT_ONCE, FOUND,
+            D, BLOCK, BLOCK_D, PARTS, AT_ONCE, FOUND, WHOLE,
         )  # fmt: skip
     if tl.program_id(0) == 0:  # the query heads that share a key head store the same
         head = tl.program_id(1)
