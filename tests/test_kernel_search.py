@@ -226,6 +226,21 @@ def test_a_loop_is_what_lies_between_a_label_and_the_branch_back_to_it() -> None
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("instructions", "serialized"),
+    [
+        (("WARPGROUP.ARRIVE", "HGMMA.64x64x16.F32", "WARPGROUP.ARRIVE", "HGMMA.64x64x16.F32"), True),
+        (("WARPGROUP.ARRIVE", "HGMMA.64x64x16.F32", "HGMMA.64x64x16.F32"), False),
+        (("HMMA.16816.F32",), False),
+    ],
+)
+def test_products_are_serialized_where_each_begins_by_itself(instructions: tuple[str, ...], serialized: bool) -> None:
+    listing = "\n".join(
+        f"        /*{16 * at:04x}*/                   {one} R24 ;" for at, one in enumerate(instructions)
+    )
+    assert inspection.is_serialized(listing) is serialized
+
+
 def test_a_score_costs_a_handful_of_instructions() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     asked = (

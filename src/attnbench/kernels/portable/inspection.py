@@ -1,4 +1,5 @@
-"""What the compiler makes of the kernels, with no GPU present: registers, spills, shared memory and instructions.
+"""What the compiler makes of the kernels, with no GPU present: registers, spills, shared memory, instructions, and whether
+products overlap.
 
 `python -m attnbench.kernels.portable.inspection` prints it for every tile in use, as lines of JSON; with `--causal` as it
 is under a causal mask. `--instructions` disassembles them, and counts what a score costs in the loops.
@@ -51,13 +52,22 @@ IN_HALVES = {"forward": {"k", "v"}} | {name: {"q", "k", "v", "do"} for name in (
 """Operands that a kernel reads as float16 halves, where its precision makes such and it does not split them itself."""
 
 
+ASYNCHRONOUS_FROM = 90
+"""From this capability on, products may overlap with what follows them."""
+
+
 @dataclass(frozen=True)
 class Resources:
-    """Per thread: registers, and bytes of local memory that more would spill to; per program: bytes of shared memory."""
+    """Per thread: registers, and bytes of local memory that more would spill to; per program: bytes of shared memory.
+
+    `serialized`: Hopper's tensor cores could work on while a program goes on, but each product is waited for by itself. The
+    assembler does that where there are too few registers, or something else may write the sums meanwhile.
+    """
 
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    serialized: bool = False
 
 
 def resources(
@@ -67,13 +77,14 @@ def resources(
 
     Raises what the compiler raises, where the kernel needs more than the GPU has.
     """
-    taken: list[tuple[int, int, int]] = []
+    taken: list[tuple[int, int, int, bool]] = []
     for compiled in _compiled(kernel, precision, head_dim, tile, causal, capability):
         told = _ask(knobs.nvidia.cuobjdump.path, "-res-usage", of=compiled)
         found = re.search(r"REG:(\d+) STACK:(\d+)", told)
         if not found:
             raise RuntimeError(f"cuobjdump did not tell what the kernel uses: {told.strip()[:200]}")
-        taken.append((int(found[1]), int(found[2]), compiled.metadata.shared))
+        listed = _ask(knobs.nvidia.nvdisasm.path, "-c", of=compiled) if capability >= ASYNCHRONOUS_FROM else ""
+        taken.append((int(found[1]), int(found[2]), compiled.metadata.shared, is_serialized(listed)))
     return Resources(*map(max, zip(*taken, strict=True)))
 
 
@@ -93,6 +104,12 @@ def instructions_a_score(
     return sorted(
         round(len(body) / scores, 2) for body in bodies if any(re.search(r"\bH?G?MMA\b", one) for one in body)
     )
+
+
+def is_serialized(disassembly: str) -> bool:
+    """Whether each product that could be on its way with others has a beginning of its own."""
+    products = len(re.findall(r"\bHGMMA\b", disassembly))
+    return 0 < products == len(re.findall(r"\bWARPGROUP\.ARRIVE\b", disassembly))
 
 
 def loops(disassembly: str) -> list[list[str]]:

@@ -302,7 +302,7 @@ def _in_parts(
     if precision not in HALVES:
         return x, y, 0
     (batch, heads, rows, head_dim), kv_heads = x.shape, magnitudes.shape[1]
-    if found is None and heads // kv_heads * rows * _block_d(head_dim) > FEW:
+    if found is None and heads // kv_heads * rows * _block(head_dim) > FEW:
         found = _of_tiles(launch, step, x, y)
     parts, to_low = HALVES[precision], x.numel()
     x_parts, y_parts = (x.new_empty((parts, *x.shape), dtype=torch.float16) for _ in range(2))
@@ -339,13 +339,13 @@ def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor) -> Tensor:
 def _by_rows(x: Tensor) -> dict[str, int]:
     """The constants of kernels in which a program looks at some rows once."""
     head_dim = x.shape[3]
-    return {"D": head_dim, "BLOCK": ELEMENTS // _block_d(head_dim), "BLOCK_D": _block_d(head_dim)}
+    return {"D": head_dim, "BLOCK": ELEMENTS // _block(head_dim), "BLOCK_D": _block(head_dim)}
 
 
 def _by_head(x: Tensor) -> dict[str, int]:
     """The same of one in which a program looks at all rows of a head."""
-    rows, block_d = 1 << (x.shape[2] - 1).bit_length(), _block_d(x.shape[3])
-    return _by_rows(x) | {"BLOCK": rows, "num_warps": warps_for(rows * block_d)}
+    _, _, rows, head_dim = x.shape
+    return _by_rows(x) | {"BLOCK": _block(rows), "num_warps": warps_for(_block(rows) * _block(head_dim))}
 
 
 def warps_for(elements: int) -> int:
@@ -358,8 +358,9 @@ def _tiles(rows: int, block: int) -> int:
     return -(-rows // block)
 
 
-def _block_d(head_dim: int) -> int:
-    return max(16, 1 << (head_dim - 1).bit_length())
+def _block(count: int) -> int:
+    """The power of two that holds so many rows or columns, at least what products take."""
+    return max(16, 1 << (count - 1).bit_length())
 
 
 def _log2_d(head_dim: int) -> dict[str, int]:
@@ -384,5 +385,5 @@ def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dic
         "D": head_dim,
         "BLOCK_M": chosen.queries,
         "BLOCK_N": chosen.keys,
-        "BLOCK_D": _block_d(head_dim),
+        "BLOCK_D": _block(head_dim),
     } | chosen.options(causal)
