@@ -85,7 +85,7 @@ def attnbench_dq(
     That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them
     apart, and by masks, would cost it a quarter of its instructions. TOGETHER with the others, in `attnbench_backward`, it
     is not wanted, and the programs of all tiles of keys come first, AHEAD times. ALONE says that no other kernel has split
-    anything. Grid: (tiles of ROWS queries, H, B).
+    anything, GROUPED that several query heads share a key head. Grid: (tiles of ROWS queries, H, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
     tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)

@@ -56,8 +56,7 @@ def attnbench_forward(
     """out (B, H, N, D) and logsumexp (B, H, N) of q (B, H, N, D), k and v (B, G, M, D), these two in parts unless ALONE.
 
     `score_scale` is |scale|·log2(e); NEGATED says that the scale is negative; ALONE that no other kernel has split anything;
-    GROUPED that several query heads share a key head.
-    Grid: (tiles of queries, H, B).
+    GROUPED that several query heads share a key head. Grid: (tiles of queries, H, B).
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
     tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
