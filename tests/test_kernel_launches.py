@@ -22,11 +22,14 @@ from test_kernels import INTERPRET, errors, operands
 with mock.patch.dict(os.environ, INTERPRET):
     from attnbench.backends.own import PRECISION
     from attnbench.kernels.attention import _products
-    from attnbench.kernels.portable import launch
+    from attnbench.kernels.portable import launch, splitting
 
 pytestmark = test_kernels.pytestmark
 
-KERNELS = ("magnitudes", "halves", "forward", "dq", "dkdv", "backward")
+KERNELS = dict.fromkeys(("magnitudes", "halves"), splitting) | dict.fromkeys(
+    ("forward", "dq", "dkdv", "backward"), launch
+)
+"""By the module that launches them."""
 
 
 @pytest.fixture
@@ -41,8 +44,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             return lambda *args, **constants: names.append(self.name)
 
-    for name in KERNELS:
-        monkeypatch.setattr(launch, f"attnbench_{name}", Kernel(name))
+    for name, module in KERNELS.items():
+        monkeypatch.setattr(module, f"attnbench_{name}", Kernel(name))
     return names
 
 
@@ -90,7 +93,7 @@ def test_a_step_in_halves_is_two_launches_and_four(launched: list[str]) -> None:
 def test_what_is_too_much_to_be_looked_at_by_each_program_is_looked_at_beforehand(
     precision: str, launched: list[str]
 ) -> None:
-    much, few = launch.FEW // 16 + 1, launch.SHORT + 1
+    much, few = splitting.FEW // 16 + 1, launch.SHORT + 1
     step(small(seq_len=few, kv_len=much, d_model=16, precision=precision))
     assert launched == ["magnitudes", "halves", "forward", "halves", "halves", "dq", "dkdv"]
     launched.clear()
@@ -161,9 +164,9 @@ class Jitted:
 @pytest.fixture
 def jitted(monkeypatch: pytest.MonkeyPatch) -> list[Jitted]:
     monkeypatch.setattr(launch.Launches, "_known", {})
-    kernels = [Jitted(getattr(launch, f"attnbench_{name}")) for name in KERNELS]
-    for name, kernel in zip(KERNELS, kernels, strict=True):
-        monkeypatch.setattr(launch, f"attnbench_{name}", kernel)
+    kernels = [Jitted(getattr(module, f"attnbench_{name}")) for name, module in KERNELS.items()]
+    for (name, module), kernel in zip(KERNELS.items(), kernels, strict=True):
+        monkeypatch.setattr(module, f"attnbench_{name}", kernel)
     return kernels
 
 

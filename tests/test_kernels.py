@@ -17,7 +17,7 @@ INTERPRET = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
 
 with mock.patch.dict(os.environ, INTERPRET):
     from attnbench.kernels import attention
-    from attnbench.kernels.portable import launch
+    from attnbench.kernels.portable import launch, splitting
     from attnbench.kernels.portable.arithmetic import FLOAT32_PRECISIONS, SERVED_BY
 
 pytestmark = [
@@ -34,11 +34,12 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=[(launch.SHORT, launch.FEW), (0, launch.FEW), (0, 0)], ids=["short", "long", "longer"])
+@pytest.fixture(params=[(launch.SHORT, splitting.FEW), (0, splitting.FEW), (0, 0)], ids=["short", "long", "longer"])
 def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small problems worked on as they are, by one launch a pass, and then as large ones are, of a few rows and of many."""
-    for limit, value in zip(("SHORT", "FEW"), request.param, strict=True):
-        monkeypatch.setattr(launch, limit, value)
+    short, few = request.param
+    monkeypatch.setattr(launch, "SHORT", short)
+    monkeypatch.setattr(splitting, "FEW", few)
 
 
 ERROR = {"ieee": 2e-6, "tf32": 2e-3, "fp16x3": 2e-6, "fp16x1": 2e-3}

@@ -26,8 +26,8 @@ from triton.compiler import ASTSource
 from attnbench.kernels.portable.arithmetic import HALVES, NATIVE
 from attnbench.kernels.portable.backward import attnbench_backward, attnbench_dkdv, attnbench_dq
 from attnbench.kernels.portable.forward import attnbench_forward
-from attnbench.kernels.portable.launch import AT_ONCE, ELEMENTS, FEW, warps_for
 from attnbench.kernels.portable.operands import attnbench_halves, attnbench_magnitudes
+from attnbench.kernels.portable.splitting import AT_ONCE, ELEMENTS, FEW, warps_for
 from attnbench.kernels.portable.tiles import TILES, WIDTHS, Tile, is_wide, passes
 
 KERNELS = {

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnbench.kernels.portable import backward as backwards
 from attnbench.kernels.portable import forward as forwards
-from attnbench.kernels.portable import operands
 from attnbench.kernels.portable.arithmetic import HALVES, SHORT_FORWARD
+from attnbench.kernels.portable.launches import Launches, Rest, programs
+from attnbench.kernels.portable.splitting import block_for, in_parts
 from attnbench.kernels.portable.tiles import Tile, is_wide, passes, tile
 
 attnbench_forward: Any = forwards.attnbench_forward
 attnbench_dq: Any = backwards.attnbench_dq
 attnbench_dkdv: Any = backwards.attnbench_dkdv
 attnbench_backward: Any = backwards.attnbench_backward
-attnbench_magnitudes: Any = operands.attnbench_magnitudes
-attnbench_halves: Any = operands.attnbench_halves
 
 LOG2_E = math.log2(math.e)
 
 SHORT = 512
 """Up to so many queries and keys a launch costs more than what it does: there are as few as can be."""
-
-ELEMENTS, AT_ONCE = 8192, 256
-"""Of an operand, in a program that looks at each once; magnitudes of tiles that it looks at at a time."""
-
-FEW = 32768
-"""Elements of the heads that share a scale, up to which what splits them finds it as well: a launch that finds it beforehand
-would take longer. Where that is one head, one program splits it; else each of several looks at all."""
-
-ELEMENTS_A_WARP, WARPS = 2048, (4, 16)
-"""Of what splits a whole head at once; the least warps, and the most."""
 
 MUCH_BYTES, SHARES = 32 << 20, 4
 """Halves that take more are made for a share of the heads at a time, of four at most, which still fills a GPU: there are many
@@ -45,10 +34,6 @@ rows then."""
 
 Index = tuple[slice, slice]
 """Some of the batch, and of the heads; None stands for all, of which no view need be made."""
-
-Grid = tuple[int, int, int]
-Rest = tuple[Grid, tuple[int, ...], dict[str, Any]]
-"""Of a launch, what follows from the likeness of calls: the grid, numbers, and constants."""
 
 NOTHING = nullcontext()
 
@@ -148,49 +133,6 @@ def _divided(length: int, count: int) -> list[slice]:
     return [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
 
 
-class Launches:
-    """The launches of calls that are alike: each kernel is compiled, and found again, once.
-
-    Triton looks at every argument of every launch to find the compiled kernel, which takes longer than to launch it. All
-    that it looks at follows from what makes calls alike: shapes, strides, dtypes and alignments of what they are given. So
-    do all arguments but the tensors and the scale.
-    """
-
-    ALIGNMENT, MOST = 16, 4096
-    _known: ClassVar[dict[Hashable, Launches]] = {}
-
-    def __init__(self) -> None:
-        self._compiled: dict[Hashable, tuple[Any, Any, Grid, tuple[Any, ...]]] = {}
-
-    @classmethod
-    def of(cls, share: int, inputs: tuple[Tensor, ...], causal: bool, scale: float, precision: str) -> Launches:
-        """Those of calls on inputs like these, which are the `share`-th part of what the caller gave."""
-        tensors = tuple((x.shape, x.stride(), x.data_ptr() % cls.ALIGNMENT) for x in inputs)
-        alike = share, tensors, inputs[0].dtype, inputs[0].device, causal, scale < 0, precision
-        if (found := cls._known.get(alike)) is None:
-            if len(cls._known) >= cls.MOST:
-                cls._known.clear()
-            found = cls._known[alike] = cls()
-        return found
-
-    def __call__(self, step: Hashable, kernel: Any, arguments: tuple[Any, ...], rest: Callable[[], Rest]) -> None:
-        """Launches a kernel; `step` tells this launch from the others of the call.
-
-        `rest` is the grid and what follows from the inputs' likeness: numbers, which come after `arguments`, and constants:
-        options of the compiler and, in any order, the last arguments of the kernel. What is compiled wants all three
-        dimensions of the grid, where the kernel itself fills them up.
-        """
-        known = self._compiled.get(step)
-        if known and known[0] is kernel:
-            _, compiled, grid, others = known
-            compiled[grid](*arguments, *others)
-            return
-        grid, numbers, constants = rest()
-        if compiled := kernel[grid](*arguments, *numbers, **constants):  # the interpreter compiles nothing
-            last = kernel.arg_names[len(arguments) + len(numbers) :]
-            self._compiled[step] = kernel, compiled, grid, (*numbers, *(constants[name] for name in last))
-
-
 def _forward(
     launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
     causal: bool, scale: float, precision: str,
@@ -200,14 +142,14 @@ def _forward(
         kernel = "short_forward"
         precision = SHORT_FORWARD.get(precision, precision)
     else:
-        k, v, to_low = _in_parts(launch, "k v", k, v, None, magnitudes, precision)
+        k, v, to_low = in_parts(launch, "k v", k, v, None, magnitudes, precision)
 
     def rest() -> Rest:
         batch, heads, seq_len, head_dim = q.shape
         chosen = tile(kernel, head_dim, precision, q.device)
         constants = _constants(head_dim, precision, causal, chosen) | _grouped(q, k)
         return (
-            (_tiles(seq_len, chosen.queries), heads, batch),
+            (programs(seq_len, chosen.queries), heads, batch),
             (to_low, *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3], heads, k.shape[1], seq_len, k.shape[2]),
             constants | {"NEGATED": scale < 0, "ALONE": alone},
         )
@@ -222,8 +164,8 @@ def _backward(
     alone, q_to_low, k_to_low, q_do_magnitudes = _is_alone(q, k, precision), 0, 0, kv_magnitudes
     if not alone:
         known, q_do_magnitudes = kv_magnitudes[:, :, None], torch.empty_like(kv_magnitudes)
-        k, v, k_to_low = _in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
-        q, d_out, q_to_low = _in_parts(launch, "q do", q, d_out, None, q_do_magnitudes, precision)
+        k, v, k_to_low = in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
+        q, d_out, q_to_low = in_parts(launch, "q do", q, d_out, None, q_do_magnitudes, precision)
     work = _backward_at_once if _is_short(q, k, precision) else _backward_in_turn
     work(
         launch, (q, k, v, d_out, out, logsumexp), (dq, dk, dv),
@@ -242,7 +184,7 @@ def _backward_at_once(
         kv_heads, kv_len = k.shape[1], k.shape[2]
         chosen = tile("short_backward", head_dim, precision, q.device)
         apart = is_wide(precision, head_dim)
-        tiles = (1 + apart) * _tiles(kv_len, chosen.queries) + _tiles(seq_len, chosen.queries)
+        tiles = (1 + apart) * programs(kv_len, chosen.queries) + programs(seq_len, chosen.queries)
         strides = *q.stride(), *k.stride(), *v.stride(), *d_out.stride(), *out.stride()[:3], *results[1].stride()[:3]
         constants = _constants(head_dim, precision, causal, chosen) | _log2_d(head_dim) | _packed(q, d_out)
         return (
@@ -263,7 +205,7 @@ def _backward_in_turn(
     kv_heads, kv_len = k.shape[1], k.shape[2]
     dq_tile, dkdv_tile = (tile(kernel, head_dim, precision, q.device) for kernel in ("dq", "dkdv"))
     larger = max(dq_tile.queries, dkdv_tile.queries)  # both are powers of two
-    rows = _tiles(seq_len, larger) * larger
+    rows = programs(seq_len, larger) * larger
     of_rows = logsumexp.new_empty((batch, heads, rows, 2))
     more = _log2_d(head_dim) | _grouped(q, k) | {"ALONE": alone, "TOGETHER": False, "AHEAD": 0}
 
@@ -273,11 +215,11 @@ def _backward_in_turn(
         return *to_low, *strides, *others, heads, kv_heads, seq_len, kv_len, rows
 
     def rest_of_dq() -> Rest:
-        grid = (_tiles(rows, dq_tile.queries), heads, batch)
+        grid = (programs(rows, dq_tile.queries), heads, batch)
         return grid, numbers(out), _constants(head_dim, precision, causal, dq_tile) | more
 
     def rest_of_dkdv(which: dict[str, bool]) -> Rest:
-        grid = (_tiles(kv_len, dkdv_tile.keys), kv_heads, batch)
+        grid = (programs(kv_len, dkdv_tile.keys), kv_heads, batch)
         constants = _constants(head_dim, precision, causal, dkdv_tile) | more | which | _packed(q, d_out)
         return grid, numbers(out, dk), constants
 
@@ -286,81 +228,6 @@ def _backward_in_turn(
         launch(
             ("dkdv", *which.values()), attnbench_dkdv, (*inputs, of_rows, dk, dv, *scales), partial(rest_of_dkdv, which)
         )
-
-
-# --- operands ---------------------------------------------------------------------------------------------------------
-
-
-def _in_parts(
-    launch: Launches, step: str, x: Tensor, y: Tensor, found: Tensor | None, magnitudes: Tensor, precision: str
-) -> tuple[Tensor, Tensor, int]:
-    """x and y (B, H, N, D) as products want them: themselves, or first halves and how far behind them the second lie.
-
-    `magnitudes` (B, G, 2) become the largest of heads that share a key head: those of `found` (B, G, any, 2), where there are
-    some.
-    """
-    if precision not in HALVES:
-        return x, y, 0
-    (batch, heads, rows, head_dim), kv_heads = x.shape, magnitudes.shape[1]
-    if found is None and heads // kv_heads * rows * _block(head_dim) > FEW:
-        found = _of_tiles(launch, step, x, y)
-    parts, to_low = HALVES[precision], x.numel()
-    x_parts, y_parts = (x.new_empty((parts, *x.shape), dtype=torch.float16) for _ in range(2))
-
-    def rest() -> Rest:
-        tiles = 0 if found is None else found.shape[1] * found.shape[2] // kv_heads
-        whole = found is None and heads == kv_heads
-        of_rows = _by_head(x) if whole else _by_rows(x)
-        return (
-            (_tiles(rows, of_rows["BLOCK"]), batch * heads, 2),
-            (to_low, *x.stride(), *y.stride(), heads, kv_heads, rows, tiles),
-            of_rows | {"PARTS": parts, "AT_ONCE": AT_ONCE, "FOUND": found is not None, "WHOLE": whole},
-        )
-
-    of_tiles = magnitudes if found is None else found
-    launch(("halves", step), attnbench_halves, (x, y, x_parts, y_parts, of_tiles, magnitudes), rest)
-    return x_parts[0], y_parts[0], to_low
-
-
-def _of_tiles(launch: Launches, step: str, x: Tensor, y: Tensor) -> Tensor:
-    """The largest magnitudes of tiles of x and y (B, H, N, D), as bits: (B, H, tiles, 2)."""
-    batch, heads, rows, _ = x.shape
-    of_rows = _by_rows(x)
-    tiles = _tiles(rows, of_rows["BLOCK"])
-    found = x.new_empty((batch, heads, tiles, 2), dtype=torch.int32)
-
-    def rest() -> Rest:
-        return (tiles, batch * heads, 2), (*x.stride(), *y.stride(), heads, rows), of_rows
-
-    launch(("magnitudes", step), attnbench_magnitudes, (x, y, found), rest)
-    return found
-
-
-def _by_rows(x: Tensor) -> dict[str, int]:
-    """The constants of kernels in which a program looks at some rows once."""
-    head_dim = x.shape[3]
-    return {"D": head_dim, "BLOCK": ELEMENTS // _block(head_dim), "BLOCK_D": _block(head_dim)}
-
-
-def _by_head(x: Tensor) -> dict[str, int]:
-    """The same of one in which a program looks at all rows of a head."""
-    _, _, rows, head_dim = x.shape
-    return _by_rows(x) | {"BLOCK": _block(rows), "num_warps": warps_for(_block(rows) * _block(head_dim))}
-
-
-def warps_for(elements: int) -> int:
-    """Of a program that splits so many at once."""
-    least, most = WARPS
-    return min(most, max(least, elements // ELEMENTS_A_WARP))
-
-
-def _tiles(rows: int, block: int) -> int:
-    return -(-rows // block)
-
-
-def _block(count: int) -> int:
-    """The power of two that holds so many rows or columns, at least what products take."""
-    return max(16, 1 << (count - 1).bit_length())
 
 
 def _log2_d(head_dim: int) -> dict[str, int]:
@@ -385,5 +252,5 @@ def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dic
         "D": head_dim,
         "BLOCK_M": chosen.queries,
         "BLOCK_N": chosen.keys,
-        "BLOCK_D": _block(head_dim),
+        "BLOCK_D": block_for(head_dim),
     } | chosen.options(causal)
