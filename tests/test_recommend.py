@@ -259,7 +259,7 @@ def test_the_error_of_a_bent_law_is_told_and_counts_as_noise() -> None:
     errors = [abs(guess / true - 1) for guess, true in zip(predicted, times[1:3], strict=True)]
     assert first.error
     assert (first.error.maximum, first.error.median) == pytest.approx((max(errors), sum(errors) / 2))
-    assert first.noise == pytest.approx(math.hypot(sum(errors) / 2, 0.001 / math.sqrt(2)))
+    assert first.noise == pytest.approx(math.hypot(1.4826 * sum(errors) / 2, 0.001 / math.sqrt(2)))
     assert found.too_close(second)
     measured = recommended([cell("eager"), cell("sdpa", 1.05)])
     assert not measured.too_close(measured.candidates[1])
@@ -433,9 +433,8 @@ def test_a_shape_left_out_is_recommended_nearly_the_best(name: str, what: str) -
 
 
 def test_a_length_left_out_altogether_is_recommended_nearly_the_best_or_too_close_to_call() -> None:
-    """Of lengths between measured ones. A backend whose time has a bend just there is missed without a word."""
+    """Of lengths between measured ones."""
     told: list[float] = []
-    unsaid: list[tuple[str, str, Case]] = []
     for name in STORED:
         run = load(RESULTS / name)
         if "protocol" in name:
@@ -445,12 +444,10 @@ def test_a_length_left_out_altogether_is_recommended_nearly_the_best_or_too_clos
                 if 256 < case.seq_len < 16384:
                     assert loss is not None
                     told.append(loss)
-                    if loss > CLOSE and not admits(run, what, case):
-                        unsaid.append((name, what, case))
+                    assert loss <= CLOSE or admits(run, what, case), (name, what, case)
     close = sum(loss <= CLOSE for loss in told)
-    print(f"{close} of {len(told)} within {CLOSE:.0%}, their lengths lying between measured ones; unsaid: {unsaid}")
+    print(f"{close} of {len(told)} within {CLOSE:.0%}, their lengths lying between measured ones")
     assert close >= 0.9 * len(told)
-    assert len(unsaid) <= 0.005 * len(told), unsaid
 
 
 def admits(run: Any, what: Any, case: Case) -> bool:

@@ -12,11 +12,14 @@ RELATIVE_ERROR = 0.005
 
 MIN_SAMPLES, MAX_SAMPLES = 10, 1000
 
+DEVIATION = 1.4826
+"""Of what is normally distributed, the standard deviation by the median of the magnitudes."""
+
 
 def relative_error(samples: Sequence[float]) -> float:
     """Standard error of the median over the median: 1.2533 σ/√n, with σ from the median absolute deviation."""
     centre = statistics.median(samples)
-    deviation = 1.4826 * statistics.median(abs(sample - centre) for sample in samples)
+    deviation = DEVIATION * statistics.median(abs(sample - centre) for sample in samples)
     return 1.2533 * deviation / len(samples) ** 0.5 / centre if centre else 0.0
 
 

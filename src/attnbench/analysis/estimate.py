@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from attnbench.noise import DEVIATION
+
 Shape = tuple[int, int]
 
 Kind = Literal["measured", "beside", "between lengths", "beyond lengths", "between d_models", "larger d_model", "far"]
@@ -42,6 +44,11 @@ class Error:
     median: float
     maximum: float
     shapes: int
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation that so large a median error tells; half of the errors are larger than the median."""
+        return DEVIATION * self.median
 
 
 def estimate(measured: Collection[Shape], shape: Shape) -> Estimate | str:

@@ -29,7 +29,7 @@ CERTAIN = 2.0
 class Candidate:
     """A right backend that fits, and its time: measured, or estimated from `shapes` (seq_len, d_model) in the way `kind`.
 
-    `noise` is the relative uncertainty of `ms`, with an estimate's median error, and None where that cannot be told;
+    `noise` is the relative uncertainty of `ms`, with the deviation of an estimate's errors, and None where that cannot be told;
     `limit` is the fraction of the limit. `tags` are those of every record used. `determinism` tells how its gradients
     come to be the same each time, where that was asked for; `at_least` that `ms` was taken without a setting that this
     needs, and under which the backward takes longer.
@@ -192,7 +192,7 @@ def _candidate(backend: str, records: Mapping[Shape, Record], case: Case, timed:
     return Candidate(
         backend,
         made.of(times),
-        math.hypot(noise, error.median if error else 0.0) if known else None,
+        math.hypot(noise, error.deviation if error else 0.0) if known else None,
         None if None in peaks.values() else made.of(peaks) if all(peaks.values()) else max(peaks.values()),
         timed.limit(next(iter(used.values()))) if made.kind == "measured" else None,
         tuple(dict.fromkeys(tag for record in used.values() for tag in record.tags)),
