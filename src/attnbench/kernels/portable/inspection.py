@@ -38,9 +38,12 @@ KERNELS = {
     "short_backward": attnbench_backward,
 }
 
-SPLITTING = {"magnitudes": attnbench_magnitudes, "halves": attnbench_halves, "halves_of_heads": attnbench_halves}
+SPLITTING = {
+    "magnitudes": (attnbench_magnitudes, ELEMENTS),
+    "halves": (attnbench_halves, ELEMENTS),
+    "halves_of_heads": (attnbench_halves, FEW),
+}
 """What looks at operands beforehand, by as many rows of every width as make these elements: no tile is chosen for it."""
-ELEMENTS_OF = {"magnitudes": ELEMENTS, "halves": ELEMENTS, "halves_of_heads": FEW}
 
 OPERANDS = {"q", "k", "v", "out", "do", "dq", "dk", "dv", "x", "y"}
 FLOATS = {"score_scale", "scale"}
@@ -168,7 +171,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
 
 
 def _source(name_of_kernel: str, constants: dict[str, Any], precision: str) -> ASTSource:
-    kernel: Any = (KERNELS | SPLITTING)[name_of_kernel]
+    kernel: Any = KERNELS.get(name_of_kernel) or SPLITTING[name_of_kernel][0]
     own = "bf16" if precision == NATIVE else "fp32"
     in_halves = IN_HALVES.get(name_of_kernel, ()) if constants["PARTS"] and not constants["ALONE"] else ()
     signature: dict[str, str] = {}
@@ -223,7 +226,7 @@ def main() -> None:
         (capability, kernel, "fp16x3", width, Tile(elements // width, 0, warps_for(elements), 3))  # Triton's own stages
         for capability in TILES
         if asked.capability in (None, capability)
-        for kernel, elements in ELEMENTS_OF.items()
+        for kernel, (_, elements) in SPLITTING.items()
         for width in WIDTHS
     ]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
