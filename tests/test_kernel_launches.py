@@ -196,6 +196,33 @@ def test_a_call_like_an_earlier_one_launches_what_that_compiled(
         assert plain(kernel.again) == plain(kernel.anew)
 
 
+@pytest.mark.parametrize(("dtype", "precision", "parts"), [("bfloat16", "ieee", 1), ("float32", "ieee", 2)])
+def test_the_longest_tiles_of_all_heads_come_first_where_the_cache_holds_what_they_stream_over(
+    dtype: str, precision: str, parts: int, jitted: list[Jitted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = small(batch=2, heads=3, kv_heads=3, seq_len=1024, kv_len=1024, dtype=dtype, precision=precision, causal=True)
+    streamed_bytes = 2 * parts * 2 * 3 * 1024 * case.d_model * 2
+
+    def grids() -> list[tuple[int, ...]]:
+        launch.Launches._known.clear()
+        for kernel in jitted:
+            kernel.anew.clear()
+        step(case)
+        return [kernel.anew[0][0] for kernel in jitted[2:5]]
+
+    monkeypatch.setattr(launch, "_cache_bytes", lambda device: streamed_bytes)
+    together = grids()
+    monkeypatch.setattr(launch, "_cache_bytes", lambda device: streamed_bytes - 1)
+    apart = grids()
+    assert [(heads, batch) for heads, batch, _ in together] == 3 * [(3, 2)]
+    assert [(tiles, heads, batch) for heads, batch, tiles in together] == apart
+    case = small(
+        batch=2, heads=3, kv_heads=3, seq_len=1024, kv_len=1024, dtype=dtype, precision=precision, causal=False
+    )
+    monkeypatch.setattr(launch, "_cache_bytes", lambda device: streamed_bytes)
+    assert grids() == apart, "without a mask all tiles are alike"
+
+
 UNLIKE: dict[str, Callable[[Tensor], Tensor]] = {
     "longer": lambda x: x.new_zeros(*x.shape[:2], x.shape[2] + 1, x.shape[3]),
     "other strides": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),

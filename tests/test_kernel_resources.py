@@ -30,12 +30,10 @@ def test_no_tile_spills_registers_or_asks_for_more_shared_memory_than_there_is(
     command = [sys.executable, "-m", "attnbench.kernels.portable.inspection", "--capability", str(capability), *mask]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(compiled) == 103
+    assert len(compiled) == 105
     spilling = {(one["kernel"], one["precision"], one["head_dim"]) for one in compiled if one["spilled_bytes"]}
     assert spilling == SPILL, "a list of what spills that can both grow and shrink"
     serialized = [one for one in compiled if one["serialized"]]
-    assert all(one["max_registers"] and not mask for one in serialized), (
-        "where another program was worth more than that"
-    )
+    assert all(one["max_registers"] for one in serialized), "where another program was worth more than that"
     assert all(0 < one["registers"] <= 255 for one in compiled)
     assert all(one["shared_bytes"] <= SHARED_BYTES[capability] for one in compiled)

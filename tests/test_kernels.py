@@ -36,10 +36,15 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[(launch.SHORT, splitting.FEW), (0, splitting.FEW), (0, 0)], ids=["short", "long", "longer"])
 def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small problems worked on as they are, by one launch a pass, and then as large ones are, of a few rows and of many."""
+    """Small problems worked on as they are, by one launch a pass, and then as large ones are, of a few rows and of many.
+
+    What many rows are streamed from does not fit in the cache.
+    """
     short, few = request.param
     monkeypatch.setattr(launch, "SHORT", short)
     monkeypatch.setattr(splitting, "FEW", few)
+    if not few:
+        monkeypatch.setattr(launch, "_cache_bytes", lambda device: 0)
 
 
 ERROR = {"ieee": 2e-6, "tf32": 2e-3, "fp16x3": 2e-6, "fp16x1": 2e-3}
@@ -196,6 +201,28 @@ def test_the_causal_mask_is_aligned_to_the_bottom_right() -> None:
     moved = (attention(q, k, changed, causal=True) - out).abs().amax(-1).squeeze()
     assert moved[0] == 0, "query 0 sees keys 0 to 5"
     assert moved[1:].all(), "the others see more"
+
+
+RISES = [4.0, 11.5, 12.5, 15.5, 16.5, 126.0, 129.0, 1000.0]
+"""To base 2; what is known of the first keys holds weights up to 2¹² in halves, 2¹⁶ in float16 and 2¹²⁸ in bfloat16."""
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
+@pytest.mark.parametrize("products", [*FLOAT32_PRECISIONS, *ERROR_16_BIT], ids=str)
+@pytest.mark.parametrize("rise", RISES)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # which is what is seen
+def test_scores_may_rise_over_those_of_the_first_keys(rise: float, products: Any, causal: bool) -> None:
+    dtype, precision = (torch.float32, products) if isinstance(products, str) else (products, None)
+    q, k, v = operands(seq_len=70, kv_len=100)
+    q, k = q / 64, k / 64
+    q[..., 0], k[..., 0] = 1.0, 0.0
+    k[:, :, 70:, 0] = rise
+    inputs = q.to(dtype), k.to(dtype), v.to(dtype)
+    limit = ERROR[precision] if precision else ERROR_16_BIT[dtype]
+    of_scores = rise * torch.finfo(torch.float32).eps  # to which they are rounded, whatever is taken off them
+    out, _, _, dv = errors(inputs, causal=causal, scale=math.log(2), precision=precision)  # others all but cancel
+    assert max(out, dv) < limit + of_scores
 
 
 @pytest.mark.usefixtures("short")

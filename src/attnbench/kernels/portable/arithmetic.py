@@ -34,7 +34,11 @@ NATIVE = "native"
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 TOP = tl.constexpr(13)
-"""Binary exponent of the largest magnitude of a scaled operand, and of the weights' 1."""
+"""Binary exponent of the largest magnitude of a scaled operand, and in the backward of the weights' 1."""
+
+LEVEL_OF_HALVES = tl.constexpr(4)
+"""Binary exponent of the weights' 1 in the forward, where others may be larger: up to 2¹² times until float16 ends. Below it
+they keep all their bits down to 2⁻¹⁸, and have an error of at most 2⁻²⁹ from there, with two halves of 2⁻⁴⁰."""
 
 LIFT = tl.constexpr(2.0**11)
 """By which second halves are larger than they count: as large as the first, so that they keep their bits as far down."""

@@ -21,7 +21,7 @@ from attnbench.kernels.portable.arithmetic import (
     whole,
 )
 from attnbench.kernels.portable.forward import keys_seen, sees
-from attnbench.kernels.portable.operands import key_head, load_operand, load_rows, of_head, store_rows
+from attnbench.kernels.portable.operands import key_head, load_operand, load_rows, of_head, place, store_rows
 
 
 @triton.jit
@@ -78,21 +78,22 @@ def attnbench_dq(
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    GROUPED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
+    GROUPED: tl.constexpr, SORTED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dq (B, H, N, D), laid out as `out` is, and what `attnbench_dkdv` reads of rows, in whole tiles: (B, H, ROWS, 2).
 
     That is the logsumexp by which it shifts scores, infinite past the last query, and delta as it scales dS. Reading them
     apart, and by masks, would cost it a quarter of its instructions. TOGETHER with the others, in `attnbench_backward`, it
     is not wanted, and the programs of all tiles of keys come first, AHEAD times. ALONE says that no other kernel has split
-    anything, GROUPED that several query heads share a key head. Grid: (tiles of ROWS queries, H, B).
+    anything, GROUPED that several query heads share a key head, SORTED that tiles of all heads take turns. Grid: as `place`
+    says, of tiles of ROWS queries.
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
-    tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, h, b = place(SORTED)
     if TOGETHER:
         tile -= AHEAD * tl.cdiv(M, BLOCK_M)
     elif CAUSAL:
-        tile = tl.num_programs(0) - 1 - tile
+        tile = tl.cdiv(ROWS, BLOCK_M) - 1 - tile
     head = b * H + h
     g = key_head(h, H, G, GROUPED)
     kv_head = b * G + g
@@ -168,16 +169,19 @@ def attnbench_dkdv(
     H, G, N, M, ROWS,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, LOG2_D: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
-    PACKED: tl.constexpr, GROUPED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr, AHEAD: tl.constexpr,
+    PACKED: tl.constexpr, GROUPED: tl.constexpr, SORTED: tl.constexpr, ALONE: tl.constexpr, TOGETHER: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dk if DK and dv if DV (B, G, M, D), summed over the query heads that share a key head.
 
     Both of wide heads would take more registers than there are. PACKED: rows of q and of do touch each other. GROUPED: several
     query heads share a key head. TOGETHER with the others, in `attnbench_backward`, there is no `of_rows`, and what it would
-    tell is made of `out` and `logsumexp`. ALONE and AHEAD are as in `attnbench_dq`. Grid: (tiles of keys, G, B).
+    tell is made of `out` and `logsumexp`. ALONE, SORTED and AHEAD are as in `attnbench_dq`. Grid: as `place` says, of tiles of
+    keys and of key heads.
     """
     GIVEN: tl.constexpr = 0 if ALONE else PARTS
-    tile, g, b = tl.program_id(0) - AHEAD * tl.cdiv(M, BLOCK_N), tl.program_id(1), tl.program_id(2)
+    tile, g, b = place(SORTED)
+    tile -= AHEAD * tl.cdiv(M, BLOCK_N)
     kv_head = b * G + g
     shared = H // G
     if not GROUPED:  # what the compiler knows saves it registers
@@ -289,7 +293,7 @@ def attnbench_backward(
             stride_gb, stride_gh, stride_gn, stride_gd,
             stride_ob, stride_oh, stride_on,
             H, G, N, M, N,
-            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUPED, ALONE, True, AHEAD,
+            PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUPED, False, ALONE, True, AHEAD,
         )  # fmt: skip
     elif tl.program_id(1) < G:
         for GROUP in tl.static_range(AHEAD):
@@ -305,5 +309,5 @@ def attnbench_backward(
                     stride_rb, stride_rh, stride_rm,
                     H, G, N, M, N,
                     PRECISION, PARTS, CAUSAL, LOG2_D, D, BLOCK_N, BLOCK_M, BLOCK_D,
-                    GROUP == AHEAD - 1, GROUP == 0, PACKED, GROUPED, ALONE, True, GROUP,
+                    GROUP == AHEAD - 1, GROUP == 0, PACKED, GROUPED, False, ALONE, True, GROUP,
                 )  # fmt: skip

@@ -51,7 +51,9 @@ UNSPECIALIZED = {"H", "G", "tiles"}
 UNALIGNED = {"kv_magnitudes", "q_do_magnitudes", "of_tiles", "magnitudes", "PRECISION"}
 """Arguments of which the compiler is never told whether 16 divides them; a launch has an empty list for those of the second
 kind. With that the compiled kernel is the one that a launch finds in Triton's cache."""
-IN_HALVES = {"forward": {"k", "v"}} | {name: {"q", "k", "v", "do"} for name in ("dq", "dkdv", "short_backward")}
+IN_HALVES = {name: {"k", "v"} for name in ("forward", "short_forward")} | {
+    name: {"q", "k", "v", "do"} for name in ("dq", "dkdv", "short_backward")
+}
 """Operands that a kernel reads as float16 halves, where its precision makes such and it does not split them itself."""
 
 
@@ -152,6 +154,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "APART": is_wide(precision, head_dim),
         "PACKED": True,
         "GROUPED": False,
+        "SORTED": causal,
         "D": head_dim,
         "BLOCK_M": tile.queries,
         "BLOCK_N": tile.keys,
@@ -162,7 +165,7 @@ def _compiled(kernel: str, precision: str, head_dim: int, tile: Tile, causal: bo
         "WHOLE": kernel == "halves_of_heads",
         "LOG2_D": head_dim.bit_length() - 1,
     }
-    options = tile.options(causal)
+    options = tile.options()
     target = GPUTarget("cuda", capability, 32)
     which = passes(precision, head_dim) if kernel == "dkdv" else ({},)
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from attnbench.kernels.portable import backward as backwards
 from attnbench.kernels.portable import forward as forwards
 from attnbench.kernels.portable.arithmetic import HALVES, SHORT_FORWARD
-from attnbench.kernels.portable.launches import Launches, Rest, programs
+from attnbench.kernels.portable.launches import Grid, Launches, Rest, programs
 from attnbench.kernels.portable.splitting import block_for, in_parts
 from attnbench.kernels.portable.tiles import Tile, is_wide, passes, tile
 
@@ -86,14 +86,14 @@ def backward(
     return results
 
 
-def _is_short(q: Tensor, k: Tensor, precision: str) -> bool:
+def is_short(q: Tensor, k: Tensor, precision: str) -> bool:
     """Whether what multiplies is one launch of a pass, which in `ieee` it never is."""
     return max(q.shape[2], k.shape[2]) <= SHORT and precision != "ieee"
 
 
 def _is_alone(q: Tensor, k: Tensor, precision: str) -> bool:
     """Whether that is the pass's only launch, which splits what it multiplies; of wide heads it is given halves."""
-    return _is_short(q, k, precision) and not is_wide(precision, q.shape[3])
+    return is_short(q, k, precision) and not is_wide(precision, q.shape[3])
 
 
 def _parts(q: Tensor, k: Tensor, precision: str) -> int:
@@ -137,9 +137,8 @@ def _forward(
     launch: Launches, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, magnitudes: Tensor,
     causal: bool, scale: float, precision: str,
 ) -> None:  # fmt: skip
-    alone, kernel, to_low = _is_alone(q, k, precision), "forward", 0
+    alone, kernel, to_low = _is_alone(q, k, precision), "short_forward" if is_short(q, k, precision) else "forward", 0
     if alone:
-        kernel = "short_forward"
         precision = SHORT_FORWARD.get(precision, precision)
     else:
         k, v, to_low = in_parts(launch, "k v", k, v, None, magnitudes, precision)
@@ -147,9 +146,10 @@ def _forward(
     def rest() -> Rest:
         batch, heads, seq_len, head_dim = q.shape
         chosen = tile(kernel, head_dim, precision, q.device)
-        constants = _constants(head_dim, precision, causal, chosen) | _grouped(q, k)
+        grid, order = _in_order(programs(seq_len, chosen.queries), heads, batch, k, precision, causal)
+        constants = _constants(head_dim, precision, causal, chosen) | _grouped(q, k) | order
         return (
-            (programs(seq_len, chosen.queries), heads, batch),
+            grid,
             (to_low, *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3], heads, k.shape[1], seq_len, k.shape[2]),
             constants | {"NEGATED": scale < 0, "ALONE": alone},
         )
@@ -166,7 +166,7 @@ def _backward(
         known, q_do_magnitudes = kv_magnitudes[:, :, None], torch.empty_like(kv_magnitudes)
         k, v, k_to_low = in_parts(launch, "k v again", k, v, known, torch.empty_like(kv_magnitudes), precision)
         q, d_out, q_to_low = in_parts(launch, "q do", q, d_out, None, q_do_magnitudes, precision)
-    work = _backward_at_once if _is_short(q, k, precision) else _backward_in_turn
+    work = _backward_at_once if is_short(q, k, precision) else _backward_in_turn
     work(
         launch, (q, k, v, d_out, out, logsumexp), (dq, dk, dv),
         (kv_magnitudes, q_do_magnitudes, scale * LOG2_E, scale), (q_to_low, k_to_low), causal, precision, alone,
@@ -215,12 +215,12 @@ def _backward_in_turn(
         return *to_low, *strides, *others, heads, kv_heads, seq_len, kv_len, rows
 
     def rest_of_dq() -> Rest:
-        grid = (programs(rows, dq_tile.queries), heads, batch)
-        return grid, numbers(out), _constants(head_dim, precision, causal, dq_tile) | more
+        grid, order = _in_order(programs(rows, dq_tile.queries), heads, batch, k, precision, causal)
+        return grid, numbers(out), _constants(head_dim, precision, causal, dq_tile) | more | order
 
     def rest_of_dkdv(which: dict[str, bool]) -> Rest:
-        grid = (programs(kv_len, dkdv_tile.keys), kv_heads, batch)
-        constants = _constants(head_dim, precision, causal, dkdv_tile) | more | which | _packed(q, d_out)
+        grid, order = _in_order(programs(kv_len, dkdv_tile.keys), kv_heads, batch, q, precision, causal)
+        constants = _constants(head_dim, precision, causal, dkdv_tile) | more | order | which | _packed(q, d_out)
         return grid, numbers(out, dk), constants
 
     launch("dq", attnbench_dq, (*inputs, of_rows, dq, *scales), rest_of_dq)
@@ -228,6 +228,26 @@ def _backward_in_turn(
         launch(
             ("dkdv", *which.values()), attnbench_dkdv, (*inputs, of_rows, dk, dv, *scales), partial(rest_of_dkdv, which)
         )
+
+
+def _in_order(
+    tiles: int, heads: int, batch: int, streamed: Tensor, precision: str, causal: bool
+) -> tuple[Grid, dict[str, bool]]:
+    """The grid of a kernel, and how programs find their place in it.
+
+    Under a causal mask tiles differ in length, and those of one head would start side by side: the longest of all heads come
+    first instead, if both operands that programs go through, here the one that is `streamed`, fit in the cache together.
+    """
+    streamed_bytes = 2 * HALVES.get(precision, 1) * streamed.numel() * streamed.element_size()
+    if causal and streamed_bytes <= _cache_bytes(streamed.device):
+        return (heads, batch, tiles), {"SORTED": True}
+    return (tiles, heads, batch), {"SORTED": False}
+
+
+@cache
+def _cache_bytes(device: torch.device) -> int:
+    """Of the cache that all multiprocessors share."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 1 << 20
 
 
 def _log2_d(head_dim: int) -> dict[str, int]:
@@ -253,4 +273,4 @@ def _constants(head_dim: int, precision: str, causal: bool, chosen: Tile) -> dic
         "BLOCK_M": chosen.queries,
         "BLOCK_N": chosen.keys,
         "BLOCK_D": block_for(head_dim),
-    } | chosen.options(causal)
+    } | chosen.options()

@@ -34,6 +34,18 @@ def key_head(h, H, G, GROUPED: tl.constexpr):
 
 
 @triton.jit
+def place(SORTED: tl.constexpr):
+    """Which tile, head and batch a program works on: of a grid (tiles, heads, batch), or SORTED, (heads, batch, tiles).
+
+    Programs start in the order of their numbers, of which the first of three changes fastest.
+    """
+    if SORTED:
+        return tl.program_id(2), tl.program_id(0), tl.program_id(1)
+    else:  # noqa: RET505
+        return tl.program_id(0), tl.program_id(1), tl.program_id(2)
+
+
+@triton.jit
 def load_rows(start, rows, stride_row, stride_d, count, BLOCK_D: tl.constexpr, D, MASKED: tl.constexpr):
     """A tile (rows, BLOCK_D) from `start`; zeros past the last column, and past the last of `count` rows if MASKED."""
     columns = tl.arange(0, BLOCK_D)

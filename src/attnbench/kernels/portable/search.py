@@ -47,7 +47,7 @@ Timings = dict[Tile, dict[int, float]]
 
 # --- candidates -------------------------------------------------------------------------------------------------------
 
-QUERIES, KEYS, WARPS = (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8)
+QUERIES, KEYS, WARPS = (16, 32, 64, 128, 256), (16, 32, 64, 128), (2, 4, 8)
 FIRST_STAGES, OTHER_STAGES, REFINED = 3, (1, 2, 4), 3
 """Every shape of tile is tried with the first; the fastest few of them with the others too, and with fewer registers."""
 
@@ -67,10 +67,7 @@ def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[
         for precision in PRECISIONS
         for width in widths
         for kernel in KERNELS
-        if precision in precisions
-        and kernel in kernels
-        and (width > 128) is late
-        and WIDTHS.index(width) < len(HOPPER.get((kernel, precision), ()))
+        if precision in precisions and kernel in kernels and (width > 128) is late and (kernel, precision) in HOPPER
     ]
 
 
@@ -102,6 +99,8 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
     own, streamed = (keys, queries) if row.kernel == "dkdv" else (queries, keys)
     if row.precision == "ieee":  # products are written out in full: larger ones compile for minutes
         return own <= 64 and streamed <= 64 and queries * keys * row.head_dim // (32 * warps) <= 1024
+    if warps < 4 and (row.kernel != "short_forward" or row.head_dim > 64):
+        return False
     if row.is_short:  # small tiles spread it over more of the GPU
         most = 128 if is_wide(row.precision, row.head_dim) else 64
         return own <= most and streamed <= (64 if row.kernel == "short_backward" else 128)

@@ -19,7 +19,8 @@ ELEMENTS, AT_ONCE = 8192, 256
 
 FEW = 32768
 """Elements of the heads that share a scale, up to which what splits them finds it as well: a launch that finds it beforehand
-would take longer. Where that is one head, one program splits it; else each of several looks at all."""
+would take longer. Where that is one head, and its parts have no more, one program splits it; else each of several looks at
+all."""
 
 ELEMENTS_A_WARP, WARPS = 2048, (4, 16)
 """Of what splits a whole head at once; the least warps, and the most."""
@@ -43,7 +44,7 @@ def in_parts(
 
     def rest() -> Rest:
         tiles = 0 if found is None else found.shape[1] * found.shape[2] // kv_heads
-        whole = found is None and heads == kv_heads
+        whole = found is None and heads == kv_heads and parts * rows * block_for(head_dim) <= FEW
         of_rows = _by_head(x) if whole else _by_rows(x)
         return (
             (programs(rows, of_rows["BLOCK"]), batch * heads, 2),

@@ -13,8 +13,7 @@ class Tile:
     """Queries by keys, in `short_backward` rows of its own by rows it goes through; the warps of a program, and the stages of
     its loads.
 
-    `max_registers` is how many a thread may have with no mask, where the compiler would take more than lets another program run
-    beside. Under a causal mask, where programs differ in length, there are as many as it takes.
+    `max_registers` is how many a thread may have, where the compiler would take more than lets another program run beside.
     """
 
     queries: int
@@ -23,13 +22,9 @@ class Tile:
     stages: int
     max_registers: int | None = None
 
-    def options(self, causal: bool) -> dict[str, int | None]:
+    def options(self) -> dict[str, int | None]:
         """Of the compiler."""
-        return {
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "maxnreg": None if causal else self.max_registers,
-        }
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.max_registers}
 
 
 WIDTHS = (16, 32, 64, 128, 256)
@@ -40,17 +35,17 @@ INTERPRETED = Tile(32, 32, 4, 1)
 """On a CPU, where Triton's interpreter runs the kernels."""
 
 Table = dict[tuple[str, str], tuple[Tile, ...]]
-"""By kernel and precision, a tile for each of `WIDTHS`, or for the first of them that the kernel serves; `search` prints one."""
+"""By kernel and precision, a tile for each of `WIDTHS`; `search` prints one."""
 
 HOPPER: Table = {
     ("forward", "native"): (
         Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 1),
     ),
     ("forward", "fp16x1"): (
-        Tile(64, 128, 4, 3, 128), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(32, 32, 4, 1),
+        Tile(64, 128, 4, 3, 128), Tile(64, 64, 4, 3), Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(32, 32, 4, 1),
     ),
     ("forward", "fp16x3"): (
-        Tile(64, 128, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3), Tile(64, 64, 4, 3), Tile(16, 32, 4, 1),
+        Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3), Tile(128, 32, 8, 3), Tile(32, 16, 4, 1),
     ),
     ("forward", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -80,13 +75,13 @@ HOPPER: Table = {
         Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
     ),
     ("short_forward", "native"): (
-        Tile(32, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 32, 4, 1),
+        Tile(32, 128, 2, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 128, 4, 3), Tile(64, 32, 4, 1),
     ),
     ("short_forward", "tf32"): (
-        Tile(16, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 128, 4, 3), Tile(16, 64, 4, 3), Tile(32, 32, 4, 2),
+        Tile(32, 64, 2, 3, 128), Tile(16, 128, 4, 3), Tile(16, 64, 4, 3), Tile(16, 64, 4, 3), Tile(32, 32, 4, 2),
     ),
     ("short_forward", "fp16x3"): (
-        Tile(32, 128, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2),
+        Tile(32, 128, 4, 3), Tile(16, 128, 4, 3), Tile(32, 64, 4, 2), Tile(64, 64, 4, 3), Tile(32, 16, 4, 1),
     ),
     ("short_backward", "native"): (
         Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3), Tile(64, 64, 8, 3), Tile(32, 32, 8, 1),
@@ -108,7 +103,7 @@ AMPERE: Table = {
         Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(16, 32, 4, 1),
     ),
     ("forward", "fp16x3"): (
-        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), Tile(16, 32, 4, 1),
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 1), Tile(16, 32, 8, 1),
     ),
     ("forward", "ieee"): (
         Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1),
@@ -144,7 +139,7 @@ AMPERE: Table = {
         Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 32, 4, 1),
     ),
     ("short_forward", "fp16x3"): (
-        Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2),
+        Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 2), Tile(64, 32, 4, 1), Tile(16, 32, 8, 1),
     ),
     ("short_backward", "native"): (
         Tile(64, 64, 4, 3), Tile(32, 32, 4, 2), Tile(32, 32, 4, 3), Tile(32, 32, 8, 3), Tile(32, 32, 8, 1),

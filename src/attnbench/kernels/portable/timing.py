@@ -71,7 +71,7 @@ class Call:
     expected: tuple[Tensor, ...]
 
     def __call__(self, tile: Tile) -> None:
-        shape = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys} | tile.options(causal=False)
+        shape = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys} | tile.options()
         for kernel, arguments in self.launches:
             of_queries = triton.cdiv(arguments.get("ROWS", self.length), tile.queries)
             of_keys = triton.cdiv(self.length, tile.keys)
@@ -121,7 +121,7 @@ def _overheard(precision: str, head_dim: int, length: int) -> dict[str, list[Lau
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             def launched(*arguments: Any, **constants: Any) -> None:
                 named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
-                name = f"short_{self.name}" if named["ALONE"] or self.name == "backward" else self.name
+                name = f"short_{self.name}" if short else self.name
                 heard.setdefault(name, []).append((self.kernel, named))
                 self.kernel[grid](*arguments, **constants)
 
@@ -131,6 +131,7 @@ def _overheard(precision: str, head_dim: int, length: int) -> dict[str, list[Lau
     precision = next((asked for asked, used in SHORT_FORWARD.items() if used == precision), precision)
     torch.manual_seed(0)
     q, k, v, d_out = (torch.randn(BATCH, 1, length, head_dim, device=_device(), dtype=dtype) for _ in range(4))
+    short = launch.is_short(q, k, precision)
     instead: dict[str, Any] = {
         f"attnbench_{name}": Listener(name, getattr(launch, f"attnbench_{name}"))
         for name in ("forward", "dq", "dkdv", "backward")
