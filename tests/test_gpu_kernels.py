@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conftest import small
-from test_kernels import ERROR, ERROR_16_BIT, Operands, attention, in_float64, launch, with_grads
+from test_kernels import ERROR, ERROR_16_BIT, RISES, Operands, attention, in_float64, launch, rising, with_grads
 from test_measure import step_ledger
 
 # torch's compiler warns of things that are not ours to mend
@@ -134,6 +134,25 @@ def test_there_are_three_hundred_random_cases_and_none_is_like_another() -> None
     assert len(set(cases)) == len(cases) >= 300
     for name in ("dtype", "precision", "causal", "layout", "head_dim"):
         assert len({dict(case)[name] for case in cases}) > 1
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
+@pytest.mark.parametrize(("dtype", "precision"), ARITHMETIC)
+def test_scores_may_rise_over_those_of_the_first_keys(dtype: torch.dtype, precision: str, causal: bool) -> None:
+    complaints = []
+    for rise in RISES:
+        q, k, v = (x.to(CUDA, dtype) for x in rising(rise, seq_len=600, kv_len=700, at=300))
+        d_out = torch.ones_like(q)
+        ours = with_grads(
+            lambda *qkv: attention(*qkv, causal=causal, scale=math.log(2), precision=precision), (q, k, v), d_out
+        )
+        exact: Any = (q.double(), k.double(), v.double())
+        right = with_grads(lambda *qkv: in_float64(*qkv, causal=causal, scale=math.log(2)), exact, d_out.double())
+        found = relative_errors(ours, right)
+        case = {"dtype": dtype, "precision": precision, "scale": None}
+        limit = limit_of(case) + rise * torch.finfo(torch.float32).eps  # to which scores are rounded
+        complaints.append(complaint(case | {"rise": rise}, {name: found[name] for name in ("out", "dv")}, limit))
+    assert not any(complaints), "\n".join(filter(None, complaints))
 
 
 # --- long sums --------------------------------------------------------------------------------------------------------

@@ -207,6 +207,15 @@ RISES = [4.0, 11.5, 12.5, 15.5, 16.5, 126.0, 129.0, 1000.0]
 """To base 2; what is known of the first keys holds weights up to 2¹² in halves, 2¹⁶ in float16 and 2¹²⁸ in bfloat16."""
 
 
+def rising(rise: float, *, seq_len: int, kv_len: int, at: int) -> Operands:
+    """Of scores that are about 0 up to a key, and `rise` from there on, where the scale is log 2."""
+    q, k, v = operands(seq_len=seq_len, kv_len=kv_len)
+    q, k = q / 64, k / 64
+    q[..., 0], k[..., 0] = 1.0, 0.0
+    k[:, :, at:, 0] = rise
+    return q, k, v
+
+
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
 @pytest.mark.parametrize("products", [*FLOAT32_PRECISIONS, *ERROR_16_BIT], ids=str)
@@ -214,13 +223,10 @@ RISES = [4.0, 11.5, 12.5, 15.5, 16.5, 126.0, 129.0, 1000.0]
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # which is what is seen
 def test_scores_may_rise_over_those_of_the_first_keys(rise: float, products: Any, causal: bool) -> None:
     dtype, precision = (torch.float32, products) if isinstance(products, str) else (products, None)
-    q, k, v = operands(seq_len=70, kv_len=100)
-    q, k = q / 64, k / 64
-    q[..., 0], k[..., 0] = 1.0, 0.0
-    k[:, :, 70:, 0] = rise
-    inputs = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = rising(rise, seq_len=70, kv_len=100, at=70)
     limit = ERROR[precision] if precision else ERROR_16_BIT[dtype]
     of_scores = rise * torch.finfo(torch.float32).eps  # to which they are rounded, whatever is taken off them
+    inputs = q.to(dtype), k.to(dtype), v.to(dtype)
     out, _, _, dv = errors(inputs, causal=causal, scale=math.log(2), precision=precision)  # others all but cancel
     assert max(out, dv) < limit + of_scores
 

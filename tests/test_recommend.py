@@ -352,6 +352,22 @@ def test_a_shape_beside_others_is_blended_from_them(left_out: tuple[int, int]) -
     assert "its times are estimated from those beside it, at seq_len" in text(found)
 
 
+def test_at_an_edge_the_nearer_of_two_counts_by_the_square_of_its_distance() -> None:
+    shapes = [(n, d) for n in (256, 1024, 4096) for d in (16, 32, 64) if (n, d) != (256, 16)]
+    found = recommended([cell("eager", 1.0, n, d=d) for n, d in shapes], seq_len=256, d_model=16)
+    assert found.winner.shapes == tuple(sorted(shapes))
+    for other, weight in (((1024, 16), 0.8), ((256, 32), 0.8), ((1024, 32), -0.64), ((4096, 64), -0.04)):
+        cells = [cell("eager", 2.0 if (n, d) == other else 1.0, n, d=d) for n, d in shapes]
+        assert recommended(cells, seq_len=256, d_model=16).winner.ms == pytest.approx(2.0**weight)
+
+
+def test_at_an_edge_the_nearest_alone_counts_where_the_next_has_no_corner() -> None:
+    shapes = [(n, d) for n in (256, 1024, 4096) for d in (16, 32) if (n, d) not in ((256, 16), (4096, 32))]
+    found = recommended([plane("eager", n, d) for n, d in shapes], seq_len=256, d_model=16)
+    assert found.winner.shapes == ((256, 32), (1024, 16), (1024, 32))
+    assert found.winner.ms == pytest.approx(plane("eager", 256, 16).forward_backward_ms)
+
+
 def test_who_is_wrong_at_another_d_model_is_judged_by_the_shapes_of_this_one() -> None:
     """As where a kernel has a fault at one width of heads."""
     lengths, widths = (64, 256, 512, 1024), (16, 32, 64)

@@ -116,11 +116,25 @@ def _blend(
     measured: Collection[Shape], shape: Shape, lengths: list[int], widths: list[int]
 ) -> dict[Shape, float] | None:  # fmt: skip
     """The weights of the shapes beside and of the corners; None where a corner was not measured."""
-    along, across = (_nearest(at, values) for at, values in zip(shape, (lengths, widths), strict=True))
-    weights = {(n, shape[1]): weight for n, weight in along.items()}
-    weights |= {(shape[0], d): weight for d, weight in across.items()}
-    weights |= {(n, d): -of_n * of_d for n, of_n in along.items() for d, of_d in across.items()}
-    return weights if all(one in measured for one in weights) else None
+    for near in (_about, _nearest):
+        along, across = (near(at, values) for at, values in zip(shape, (lengths, widths), strict=True))
+        weights = {(n, shape[1]): weight for n, weight in along.items()}
+        weights |= {(shape[0], d): weight for d, weight in across.items()}
+        weights |= {(n, d): -of_n * of_d for n, of_n in along.items() for d, of_d in across.items()}
+        if all(one in measured for one in weights):
+            return weights
+    return None
+
+
+def _about(at: int, measured: list[int]) -> dict[int, float]:
+    """The weights of the two values about `at`; outside all, of the two next to it, by the inverse squares of their distances.
+
+    That is Shepard's weighting: what is odd about the nearest one does not count in full.
+    """
+    if measured[0] < at < measured[-1]:
+        return _nearest(at, measured)
+    closeness = {value: math.log(at / value) ** -2 for value in (measured[:2] if at < measured[0] else measured[-2:])}
+    return {value: close / sum(closeness.values()) for value, close in closeness.items()}
 
 
 def _nearest(at: int, measured: list[int]) -> dict[int, float]:

@@ -33,7 +33,8 @@ def attention(
     for the forward of short sequences is `fp16x1`. By default it is what `torch.get_float32_matmul_precision` says: fp16x3 for `highest`, else
     tf32. It does nothing for 16-bit types.
 
-    The backward is deterministic. It cannot be differentiated again.
+    The backward is deterministic. It cannot be differentiated again. The forward's time depends on values where later scores
+    of a row rise far above those of its first keys (docs/kernels.md): up to 2.2 times as long.
 
     Returns:
         A tensor of q's shape and dtype.
