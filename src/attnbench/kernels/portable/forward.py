@@ -63,7 +63,8 @@ def attnbench_forward(
     stride_ob, stride_oh, stride_on,
     H, G, N, M,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr, NEGATED: tl.constexpr, ALONE: tl.constexpr,
-    GROUPED: tl.constexpr, SORTED: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUPED: tl.constexpr, SORTED: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out (B, H, N, D) and logsumexp (B, H, N) of q (B, H, N, D), k and v (B, G, M, D), these two in parts unless ALONE.
 
