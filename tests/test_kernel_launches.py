@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -203,7 +204,7 @@ def test_the_longest_tiles_of_all_heads_come_first_where_the_cache_holds_what_th
     case = small(batch=2, heads=3, kv_heads=3, seq_len=1024, kv_len=1024, dtype=dtype, precision=precision, causal=True)
     streamed_bytes = 2 * parts * 2 * 3 * 1024 * case.d_model * 2
 
-    def grids() -> list[tuple[int, ...]]:
+    def grids(case: Case) -> list[tuple[int, ...]]:
         launch.Launches._known.clear()
         for kernel in jitted:
             kernel.anew.clear()
@@ -211,16 +212,13 @@ def test_the_longest_tiles_of_all_heads_come_first_where_the_cache_holds_what_th
         return [kernel.anew[0][0] for kernel in jitted[2:5]]
 
     monkeypatch.setattr(launch, "_cache_bytes", lambda device: streamed_bytes)
-    together = grids()
+    together = grids(case)
     monkeypatch.setattr(launch, "_cache_bytes", lambda device: streamed_bytes - 1)
-    apart = grids()
+    apart = grids(case)
     assert [(heads, batch) for heads, batch, _ in together] == 3 * [(3, 2)]
     assert [(tiles, heads, batch) for heads, batch, tiles in together] == apart
-    case = small(
-        batch=2, heads=3, kv_heads=3, seq_len=1024, kv_len=1024, dtype=dtype, precision=precision, causal=False
-    )
     monkeypatch.setattr(launch, "_cache_bytes", lambda device: streamed_bytes)
-    assert grids() == apart, "without a mask all tiles are alike"
+    assert grids(replace(case, causal=False)) == apart, "without a mask all tiles are alike"
 
 
 UNLIKE: dict[str, Callable[[Tensor], Tensor]] = {

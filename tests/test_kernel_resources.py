@@ -15,6 +15,9 @@ SHARED_BYTES = {80: 99 << 10, 90: 227 << 10}
 SPILL = {("dq", "ieee", 256)}
 """Full float32 products of such heads need more registers than there are, whatever the tile."""
 
+SERIALIZED = {90: {("forward", "native", 16), ("forward", "native", 32), ("forward", "fp16x1", 16)}, 80: set[object]()}
+"""Where each product is waited for, since with so few registers another program shares a multiprocessor, which was worth more."""
+
 
 # A kernel with a causal mask has the loops without it too; where none has been timed, a minute of compiling is saved.
 @pytest.mark.timeout(600)
@@ -33,7 +36,7 @@ def test_no_tile_spills_registers_or_asks_for_more_shared_memory_than_there_is(
     assert len(compiled) == 105
     spilling = {(one["kernel"], one["precision"], one["head_dim"]) for one in compiled if one["spilled_bytes"]}
     assert spilling == SPILL, "a list of what spills that can both grow and shrink"
-    serialized = [one for one in compiled if one["serialized"]]
-    assert all(one["max_registers"] for one in serialized), "where another program was worth more than that"
+    serialized = {(one["kernel"], one["precision"], one["head_dim"]) for one in compiled if one["serialized"]}
+    assert serialized == SERIALIZED[capability]
     assert all(0 < one["registers"] <= 255 for one in compiled)
     assert all(one["shared_bytes"] <= SHARED_BYTES[capability] for one in compiled)

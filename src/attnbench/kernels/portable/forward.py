@@ -25,7 +25,15 @@ from attnbench.kernels.portable.arithmetic import (
     scaled,
     split,
 )
-from attnbench.kernels.portable.operands import key_head, load_operand, load_rows, of_head, place, store_rows
+from attnbench.kernels.portable.operands import (
+    key_head,
+    load_operand,
+    load_parts,
+    load_rows,
+    of_head,
+    place,
+    store_rows,
+)
 
 
 @triton.jit
@@ -103,7 +111,7 @@ def attnbench_forward(
         if begin < end:  # a loop that might be empty would keep products from overlapping
             if not MASKED:
                 keys = tl.arange(0, BLOCK_N)
-                k_parts, _ = load_operand(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, False, PARTS, False)
+                k_parts = load_parts(k, to_low, keys, stride_km, stride_kd, M, BLOCK_D, D, False, PARTS)
                 peak = tl.max(row_products(q_parts, k_parts, PRECISION), 1) * score_scale - LEVEL
             for start in range(begin, end, BLOCK_N):
                 keys = start + tl.arange(0, BLOCK_N)
