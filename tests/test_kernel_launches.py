@@ -221,6 +221,12 @@ def test_the_longest_tiles_of_all_heads_come_first_where_the_cache_holds_what_th
     assert grids(replace(case, causal=False)) == apart, "without a mask all tiles are alike"
 
 
+def test_more_tiles_than_a_grid_has_room_for_last_come_first() -> None:
+    k = torch.zeros(2, 3, 16, 16)
+    for tiles, grid in ((65535, (3, 2, 65535)), (65536, (65536, 3, 2))):
+        assert launch._in_order(tiles, 3, 2, k, "native", causal=True)[0] == grid
+
+
 UNLIKE: dict[str, Callable[[Tensor], Tensor]] = {
     "longer": lambda x: x.new_zeros(*x.shape[:2], x.shape[2] + 1, x.shape[3]),
     "other strides": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),

@@ -32,6 +32,9 @@ MUCH_BYTES, SHARES = 32 << 20, 4
 """Halves that take more are made for a share of the heads at a time, of four at most, which still fills a GPU: there are many
 rows then."""
 
+LAST_OF_GRID = 65535
+"""How many programs the third dimension of a grid holds at the most."""
+
 Index = tuple[slice, slice]
 """Some of the batch, and of the heads; None stands for all, of which no view need be made."""
 
@@ -239,7 +242,7 @@ def _in_order(
     first instead, if both operands that programs go through, here the one that is `streamed`, fit in the cache together.
     """
     streamed_bytes = 2 * HALVES.get(precision, 1) * streamed.numel() * streamed.element_size()
-    if causal and streamed_bytes <= _cache_bytes(streamed.device):
+    if causal and streamed_bytes <= _cache_bytes(streamed.device) and tiles <= LAST_OF_GRID:
         return (heads, batch, tiles), {"SORTED": True}
     return (tiles, heads, batch), {"SORTED": False}
 
