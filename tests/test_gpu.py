@@ -22,6 +22,7 @@ from attnbench.case import Case
 from attnbench.grid import Grid
 from attnbench.inputs import make_inputs
 from attnbench.limits import Ceilings
+from attnbench.measure import graphs
 from attnbench.measure.call import TorchCall, make_call
 from attnbench.measure.ceilings import measure
 from attnbench.measure.kernels import device_times, empty_kernel
@@ -269,6 +270,21 @@ def test_a_call_that_waits_for_the_device_is_launch_bound_and_cannot_be_captured
     assert plain.graph_reason is None
     assert plain.graph_forward_ms == pytest.approx(plain.forward_ms, rel=0.05)
     assert plain.graph_backward_ms == pytest.approx(plain.backward_ms, rel=0.05)
+
+
+def test_captures_keep_no_memory_from_others() -> None:
+    """What one takes here is cut from blocks of 512 MiB, of which nothing may be left in use."""
+    case = small(batch=8, heads=1, kv_heads=1, seq_len=4096, kv_len=4096, d_model=16)
+    backend = backends.load("naive")
+    call = make_call(backend, backend.build(case), make_inputs(case, CUDA, 0, requires_grad=True))
+    assert isinstance(call, TorchCall)
+    reserved_MiB = []
+    for _ in range(4):
+        graphs.capture(call, CUDA, backward=True)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        reserved_MiB.append(torch.cuda.memory_reserved() >> 20)
+    assert reserved_MiB[-1] - reserved_MiB[0] < 100
 
 
 @pytest.mark.parametrize(
