@@ -12,9 +12,6 @@ import pytest
 SHARED_BYTES = {80: 99 << 10, 90: 227 << 10}
 """What one program may have of a multiprocessor, on the least of the GPUs that a table is for."""
 
-SPILL = {("dq", "ieee", 256)}
-"""Full float32 products of such heads need more registers than there are, whatever the tile."""
-
 SERIALIZED = {90: {("forward", "native", 16), ("forward", "native", 32), ("forward", "fp16x1", 16)}, 80: set[object]()}
 """Where each product is waited for, since with so few registers another program shares a multiprocessor, which was worth more."""
 
@@ -34,8 +31,7 @@ def test_no_tile_spills_registers_or_asks_for_more_shared_memory_than_there_is(
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(compiled) == 105
-    spilling = {(one["kernel"], one["precision"], one["head_dim"]) for one in compiled if one["spilled_bytes"]}
-    assert spilling == SPILL, "a list of what spills that can both grow and shrink"
+    assert not [one for one in compiled if one["spilled_bytes"]]
     serialized = {(one["kernel"], one["precision"], one["head_dim"]) for one in compiled if one["serialized"]}
     assert serialized == SERIALIZED[capability]
     assert all(0 < one["registers"] <= 255 for one in compiled)
