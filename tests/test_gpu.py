@@ -273,7 +273,7 @@ def test_a_call_that_waits_for_the_device_is_launch_bound_and_cannot_be_captured
 
 
 def test_captures_keep_no_memory_from_others() -> None:
-    """What one takes here is cut from blocks of 512 MiB, of which nothing may be left in use."""
+    """Matrices of scores have 512 MiB here: a workspace that was cut from one and is kept would keep it all."""
     case = small(batch=8, heads=1, kv_heads=1, seq_len=4096, kv_len=4096, d_model=16)
     backend = backends.load("naive")
     call = make_call(backend, backend.build(case), make_inputs(case, CUDA, 0, requires_grad=True))
