@@ -124,20 +124,18 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
         ones = dict.fromkeys(timing.LENGTHS, 1.0)
         return {tile: ones | {16384: float(tile.queries + tile.keys + tile.stages)} for tile in some}
 
-    taken = inspection.Resources(100, 0, 1000)
-    monkeypatch.setattr(search, "_taken", lambda row, capability, tile, causal=False: (taken, ""))
+    monkeypatch.setattr(search, "resources", lambda *_, **__: inspection.Resources(100, 0, 1000))
     monkeypatch.setattr(search, "time_tiles", time_tiles)
-    known = {search.candidates(ROW)[0]: dict.fromkeys(timing.LENGTHS, 1.0)}
+    first_choices = {lot[0] for lot in search.candidates(ROW)}
+    known = {search.candidates(ROW)[0][0]: dict.fromkeys(timing.LENGTHS, 1.0)}
     with ThreadPoolExecutor(1) as pool:
         lots = list(search.search([ROW, OTHER_ROW], {ROW: known}, 90, pool, lambda: False))
         assert not list(search.search([ROW], {ROW: known}, 90, pool, lambda: True)), "time is up"
-    assert [row for row, _ in lots] == 3 * [ROW, OTHER_ROW], "each lot of all rows before the next of any"
-    first, second, dropped = (lot for row, lot in lots if row == ROW)
+    assert [row for row, _ in lots] == 2 * [ROW, OTHER_ROW], "each lot of all rows before the next of any"
+    first, second = (lot for row, lot in lots if row == ROW)
     assert len(asked) == len(set(asked))
     assert not set(known) & set(asked)
-    assert (
-        set(search.candidates(ROW)) <= {*known, *first} <= {*search.candidates(ROW), TILES[90]["forward", "fp16x3"][0]}
-    )
+    assert first_choices <= {*known, *first} <= {*first_choices, TILES[90]["forward", "fp16x3"][0]}
     assert TILES[90]["forward", "fp16x3"][0] in first
     assert {(tile.stages, tile.max_registers) for tile in second} == {
         (1, None),
@@ -147,22 +145,6 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
         (3, 168),
     }
     assert len({(tile.queries, tile.keys, tile.warps) for tile in second}) == search.REFINED
-    assert not dropped
-
-
-def test_what_spills_under_a_causal_mask_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, fit, slow = Tile(128, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 2)
-    ms = {fit: dict.fromkeys(timing.LENGTHS, 2.0), fast: dict.fromkeys(timing.LENGTHS, 1.0),
-          slow: dict.fromkeys(timing.LENGTHS, 3.0), Tile(16, 16, 4, 1): {16384: 0.5}}  # fmt: skip
-    spilled = {fast: 8, fit: 0, slow: 8}
-    monkeypatch.setattr(
-        search, "_taken", lambda row, capability, tile, causal: (inspection.Resources(255, spilled[tile], 0), "")
-    )
-    with ThreadPoolExecutor(1) as pool:
-        dropped = list(search.spilling_under_a_mask(ROW, ms, 90, pool))
-    assert dropped == [fast]
-    left = ms | {tile: {} for tile in dropped}
-    assert search.chosen(TILES[90], {ROW: left})["forward", "fp16x3"][0] == fit
 
 
 def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,7 +157,7 @@ def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(search, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
-    monkeypatch.setattr(search, "_taken", lambda *_, **__: (inspection.Resources(100, 0, 1000), ""))
+    monkeypatch.setattr(search, "resources", lambda *_, **__: inspection.Resources(100, 0, 1000))
     monkeypatch.setattr(
         search, "time_tiles", lambda row, some, over: {tile: dict.fromkeys(timing.LENGTHS, ms(tile)) for tile in some}
     )
@@ -193,16 +175,42 @@ def test_the_command_prints_the_table_and_keeps_every_timing(monkeypatch: pytest
 
 
 def test_spills_and_too_much_shared_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {
-        Tile(16, 16, 4, 1): (inspection.Resources(255, 8, 0), ""),
-        Tile(32, 32, 4, 1): (inspection.Resources(100, 0, 100 << 10), ""),
-        Tile(64, 64, 4, 1): (None, "CompilationError: no"),
-        Tile(16, 32, 4, 1): (inspection.Resources(100, 0, 99 << 10), ""),
-    }
-    monkeypatch.setattr(search, "_taken", lambda row, capability, tile: told[tile])
+    spills, masked, shared, wrong, fits = (Tile(16 * rows, 16, 4, 1) for rows in range(1, 6))
+
+    def resources(*row: object, causal: bool, capability: int) -> inspection.Resources:
+        (tile,) = (one for one in row if isinstance(one, Tile))
+        if tile == wrong:
+            raise ValueError("no such layout\nat line 3")
+        spilled = {spills: 8, masked: 16 * causal}.get(tile, 0)
+        return inspection.Resources(255, spilled, (100 if tile == shared else 99) << 10)
+
+    monkeypatch.setattr(search, "resources", resources)
     with ThreadPoolExecutor(1) as pool:
-        why = [why for _, _, why in search.usable(ROW, list(told), 80, pool)]
-    assert why == ["spills 8 bytes", "needs more than 101376 bytes of shared memory", "CompilationError: no", ""]
+        told = list(search.usable(ROW, [(tile,) for tile in (spills, masked, shared, wrong, fits)], 80, pool))
+    assert [why for _, _, why in told] == [
+        "spills 8 bytes",
+        "spills 16 bytes under a causal mask",
+        "needs more than 101376 bytes of shared memory",
+        "ValueError: no such layout",
+        "",
+    ]
+
+
+def test_a_shape_takes_the_most_stages_that_it_fits_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    spilled = {3: 8, 2: 0, 1: 0}
+
+    def resources(*row: object, **_: object) -> inspection.Resources:
+        (tile,) = (one for one in row if isinstance(one, Tile))
+        return inspection.Resources(255, spilled[tile.stages], 0)
+
+    monkeypatch.setattr(search, "resources", resources)
+    deep, never = search.candidates(ROW)[:2]
+    with ThreadPoolExecutor(1) as pool:
+        assert [tile for tile, _, why in search.usable(ROW, [deep], 90, pool) if not why] == [deep[1]]
+        spilled |= {2: 8, 1: 16}
+        assert [(tile, why) for tile, _, why in search.usable(ROW, [never], 90, pool)] == [
+            (never[-1], "spills 16 bytes")
+        ]
 
 
 LISTING = """

@@ -32,6 +32,10 @@ from conftest import record, small
 
 RESULTS = Path(__file__).parents[1] / "results"
 STORED = sorted(directory.name for directory in RESULTS.iterdir() if directory.is_dir())
+CUT_OFF = {"all-bf16-h200-2026-11-26"}
+"""Without its last shape, so that no other can be told from all around it."""
+
+WHOLE = [name for name in STORED if "protocol" not in name and name not in CUT_OFF]
 
 
 def cell(backend: str, ms: float | None = 1.0, n: int = 64, *, d: int = 16, case: Case | None = None,
@@ -434,7 +438,7 @@ def inner(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("what", ["forward", "backward", "step"])
-@pytest.mark.parametrize("name", [name for name in STORED if "protocol" not in name])
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_shape_left_out_is_recommended_nearly_the_best(name: str, what: str) -> None:
     found = losses(load(RESULTS / name), what, lambda one, case: one == case)
     for title, told in (
@@ -451,10 +455,8 @@ def test_a_shape_left_out_is_recommended_nearly_the_best(name: str, what: str) -
 def test_a_length_left_out_altogether_is_recommended_nearly_the_best_or_too_close_to_call() -> None:
     """Of lengths between measured ones."""
     told: list[float] = []
-    for name in STORED:
+    for name in WHOLE:
         run = load(RESULTS / name)
-        if "protocol" in name:
-            continue
         for what in ("forward", "backward", "step"):
             for case, loss in losses(run, what, lambda one, case: one.seq_len == case.seq_len).items():
                 if 256 < case.seq_len < 16384:
@@ -506,6 +508,7 @@ def test_no_candidate_is_faster_and_estimates_lie_between_what_was_measured(
 @pytest.mark.parametrize("name", STORED)
 def test_published_runs_recommend_their_least_times(name: str) -> None:
     run = load(RESULTS / name)
+    assert run.complete is (name not in CUT_OFF)
     step = "backward_ms" if run.header.request["protocol"] == "seed" else "forward_backward_ms"
     times: dict[Case, dict[str, float]] = {}
     for one in run.records:

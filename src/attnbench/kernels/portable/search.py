@@ -2,10 +2,10 @@
 
     python -m attnbench.kernels.portable.search --out timings.jsonl --limit-seconds 600
 
-Kernels are compiled by as many processes as there are cores; what spills registers or asks for too much shared memory is not
-timed, nor is what comes out wrong. What is fastest is compiled with a causal mask as well, and dropped where it spills then.
-Timings are appended to the file as they come, and what stands there is not timed again, so that a search that was cut off goes
-on. Where no GPU is, `--dry-run` lists the candidates and what they take.
+Kernels are compiled by as many processes as there are cores; what spills registers or asks for too much shared memory, with a
+causal mask or without, is not timed, nor is what comes out wrong. Timings are appended to the file as they come, and what stands
+there is not timed again, so that a search that was cut off goes on. Where no GPU is, `--dry-run` lists the candidates and what
+they take.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, astuple, fields, replace
 from functools import partial
-from itertools import product, takewhile
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,14 +48,12 @@ Timings = dict[Tile, dict[int, float]]
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 QUERIES, KEYS, WARPS = (16, 32, 64, 128, 256), (16, 32, 64, 128), (2, 4, 8)
-FIRST_STAGES, OTHER_STAGES, REFINED = 3, (1, 2, 4), 3
-"""Every shape of tile is tried with the first; the fastest few of them with the others too, and with fewer registers."""
+FIRST_STAGES, OTHER_STAGES, REFINED = (3, 2, 1), (1, 2, 3, 4), 3
+"""Every shape of tile is tried with the first of these stages that it fits with; the fastest few of them with the others too,
+and with fewer registers."""
 
 REGISTERS = (128, 168)
 """Of a thread, so that four or three programs of four warps share a multiprocessor."""
-
-MASKED = 8
-"""How many of the fastest tiles are compiled with a causal mask, to find one that does not spill under it either."""
 
 
 def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[int]) -> list[Row]:
@@ -71,11 +69,11 @@ def rows(kernels: Iterable[str], precisions: Iterable[str], head_dims: Iterable[
     ]
 
 
-def candidates(row: Row) -> list[Tile]:
-    """Tiles whose float32 sums may fit into registers, and that leave no thread without work."""
+def candidates(row: Row) -> list[tuple[Tile, ...]]:
+    """Shapes whose float32 sums may fit into registers, and that leave no thread without work; of each, tiles in order."""
     shapes = product(QUERIES, KEYS, WARPS)
     return [
-        Tile(queries, keys, warps, FIRST_STAGES)
+        tuple(Tile(queries, keys, warps, stages) for stages in FIRST_STAGES)
         for queries, keys, warps in shapes
         if (6 if row.is_short else 12) <= _sums_of_a_thread(row, queries, keys, warps) <= 200
         and _worth_it(row, queries, keys, warps)
@@ -111,40 +109,34 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
 
 
 def usable(
-    row: Row, tiles: Sequence[Tile], capability: int, pool: Executor
+    row: Row, lots: Sequence[Sequence[Tile]], capability: int, pool: Executor
 ) -> Iterator[tuple[Tile, Resources | None, str]]:
-    """What each takes, and why it is dropped, or nothing; all are handed to the pool at once, before the first is asked for.
+    """Of each lot the first tile that fits, or its last, with what it takes and why it is dropped, or nothing.
 
-    The compiled kernels stay in Triton's cache.
+    All are handed to the pool at once, before the first is asked for. The compiled kernels stay in Triton's cache.
     """
-    told = pool.map(partial(_taken, row, capability), tiles)
-    return ((tile, found, why or _fault(found, capability)) for tile, (found, why) in zip(tiles, told, strict=True))
+    return iter(pool.map(partial(_first_that_fits, row, capability), lots))
 
 
-def _fault(found: Resources | None, capability: int) -> str:
-    if found and found.spilled_bytes:
-        return f"spills {found.spilled_bytes} bytes"
-    if found and found.shared_bytes > SHARED_BYTES[capability]:
-        return f"needs more than {SHARED_BYTES[capability]} bytes of shared memory"
-    return ""
+def _first_that_fits(row: Row, capability: int, tiles: Sequence[Tile]) -> tuple[Tile, Resources | None, str]:
+    tile, *others = tiles
+    found, fault = _taken(row, capability, tile, causal=False)
+    if not fault:
+        _, fault = _taken(row, capability, tile, causal=True)
+    return _first_that_fits(row, capability, others) if fault and others else (tile, found, fault)
 
 
-def spilling_under_a_mask(
-    row: Row, ms: Mapping[Tile, Mapping[int, float]], capability: int, pool: Executor
-) -> Iterator[Tile]:
-    """The tiles that are faster than the fastest of those that do not spill under a causal mask either."""
-    ranked = slowness(ms)
-    first = sorted(ranked, key=lambda tile: ranked[tile])[:MASKED]
-    told = pool.map(partial(_taken, row, capability, causal=True), first)
-    spills = (not found or found.spilled_bytes > 0 for found, _ in told)
-    return (tile for tile, _ in takewhile(lambda pair: pair[1], zip(first, spills, strict=True)))
-
-
-def _taken(row: Row, capability: int, tile: Tile, *, causal: bool = False) -> tuple[Resources | None, str]:
+def _taken(row: Row, capability: int, tile: Tile, *, causal: bool) -> tuple[Resources | None, str]:
+    """What the compiler makes of a tile, and what is wrong with it."""
     try:
-        return resources(row.kernel, row.precision, row.head_dim, tile, causal=causal, capability=capability), ""
+        found = resources(row.kernel, row.precision, row.head_dim, tile, causal=causal, capability=capability)
     except Exception as error:  # the compiler's, of many kinds
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
+    if found.spilled_bytes:
+        return found, f"spills {found.spilled_bytes} bytes" + (" under a causal mask" if causal else "")
+    if found.shared_bytes > SHARED_BYTES[capability]:
+        return found, f"needs more than {SHARED_BYTES[capability]} bytes of shared memory"
+    return found, ""
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -153,7 +145,7 @@ def _taken(row: Row, capability: int, tile: Tile, *, causal: bool = False) -> tu
 def slowness(ms: Mapping[Tile, Mapping[int, float]]) -> dict[Tile, float]:
     """Of tiles timed at every length: the mean, over lengths, of how many times the best they take."""
     lengths = max((set(found) for found in ms.values()), key=len, default=set())
-    whole = {tile: found for tile, found in ms.items() if found and set(found) == lengths}
+    whole = {tile: found for tile, found in ms.items() if set(found) == lengths}
     best = {length: min(found[length] for found in whole.values()) for length in lengths}
     return {
         tile: statistics.geometric_mean(found[length] / best[length] for length in lengths)
@@ -197,7 +189,7 @@ def timings(file: Path | None, capability: int) -> dict[Row, Timings]:
 def search(
     wanted: Sequence[Row], found: Mapping[Row, Timings], capability: int, pool: Executor, over: Callable[[], bool]
 ) -> Iterator[tuple[Row, Timings]]:
-    """Timings of the rows in lots: of every shape, of the best shapes with other stages, and none of what is of no use.
+    """Timings of the rows in lots: of every shape, and of the best shapes with other stages and fewer registers.
 
     What a lot needs of all rows is compiled while the first of them are timed.
     """
@@ -205,25 +197,22 @@ def search(
     for refine in (False, True):
         compiling: dict[Row, Iterator[tuple[Tile, Resources | None, str]]] = {}
         for row in wanted:
-            tiles = refinements(known[row]) if refine else dict.fromkeys([in_use(row, capability), *candidates(row)])
-            compiling[row] = usable(row, [tile for tile in tiles if tile not in known[row]], capability, pool)
+            lots = refinements(known[row]) if refine else [(in_use(row, capability),), *candidates(row)]
+            compiling[row] = usable(row, [lot for lot in lots if known[row].keys().isdisjoint(lot)], capability, pool)
         for row, told in compiling.items():
-            fit = [tile for tile, _, why in told if not why]
+            fit = list(dict.fromkeys(tile for tile, _, why in told if not why))
             if over():
                 return
             timed = time_tiles(row, fit, over) if fit else {}
             known[row].update(timed)
             yield row, timed
-    masked = {row: spilling_under_a_mask(row, known[row], capability, pool) for row in wanted}
-    for row, spilling in masked.items():
-        yield row, {tile: {} for tile in spilling}
 
 
-def refinements(known: Timings) -> list[Tile]:
+def refinements(known: Timings) -> list[tuple[Tile]]:
     ranked = slowness(known)
     best = sorted(ranked, key=lambda tile: ranked[tile])[:REFINED]
     others = [{"stages": stages} for stages in OTHER_STAGES] + [{"max_registers": most} for most in REGISTERS]
-    return [replace(tile, **other) for tile in best for other in others]
+    return [(replace(tile, **other),) for tile in best for other in others]
 
 
 def in_use(row: Row, capability: int) -> Tile:
