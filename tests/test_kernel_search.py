@@ -126,7 +126,7 @@ def test_a_search_goes_on_from_what_is_known_and_refines_the_best(monkeypatch: p
 
     monkeypatch.setattr(search, "resources", lambda *_, **__: inspection.Resources(100, 0, 1000))
     monkeypatch.setattr(search, "time_tiles", time_tiles)
-    first_choices = {lot[0] for lot in search.candidates(ROW)}
+    first_choices = {choice[0] for choice in search.candidates(ROW)}
     known = {search.candidates(ROW)[0][0]: dict.fromkeys(timing.LENGTHS, 1.0)}
     with ThreadPoolExecutor(1) as pool:
         lots = list(search.search([ROW, OTHER_ROW], {ROW: known}, 90, pool, lambda: False))

@@ -36,6 +36,7 @@ CUT_OFF = {"all-bf16-h200-2026-11-26"}
 """Without its last shape, so that no other can be told from all around it."""
 
 WHOLE = [name for name in STORED if "protocol" not in name and name not in CUT_OFF]
+"""Of the default protocol, with all of their shapes."""
 
 
 def cell(backend: str, ms: float | None = 1.0, n: int = 64, *, d: int = 16, case: Case | None = None,

@@ -109,13 +109,13 @@ def _worth_it(row: Row, queries: int, keys: int, warps: int) -> bool:
 
 
 def usable(
-    row: Row, lots: Sequence[Sequence[Tile]], capability: int, pool: Executor
+    row: Row, choices: Sequence[Sequence[Tile]], capability: int, pool: Executor
 ) -> Iterator[tuple[Tile, Resources | None, str]]:
-    """Of each lot the first tile that fits, or its last, with what it takes and why it is dropped, or nothing.
+    """Of each choice the first tile that fits, or its last, with what it takes and why it is dropped, or nothing.
 
     All are handed to the pool at once, before the first is asked for. The compiled kernels stay in Triton's cache.
     """
-    return iter(pool.map(partial(_first_that_fits, row, capability), lots))
+    return pool.map(partial(_first_that_fits, row, capability), choices)
 
 
 def _first_that_fits(row: Row, capability: int, tiles: Sequence[Tile]) -> tuple[Tile, Resources | None, str]:
@@ -197,8 +197,9 @@ def search(
     for refine in (False, True):
         compiling: dict[Row, Iterator[tuple[Tile, Resources | None, str]]] = {}
         for row in wanted:
-            lots = refinements(known[row]) if refine else [(in_use(row, capability),), *candidates(row)]
-            compiling[row] = usable(row, [lot for lot in lots if known[row].keys().isdisjoint(lot)], capability, pool)
+            choices = refinements(known[row]) if refine else [(in_use(row, capability),), *candidates(row)]
+            new = [choice for choice in choices if known[row].keys().isdisjoint(choice)]
+            compiling[row] = usable(row, new, capability, pool)
         for row, told in compiling.items():
             fit = list(dict.fromkeys(tile for tile, _, why in told if not why))
             if over():
